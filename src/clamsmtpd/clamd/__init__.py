@@ -1,0 +1,1 @@
+"""The conversation with clamd: its protocol, without I/O, and the connections."""

@@ -1,0 +1,64 @@
+"""The header field that marks scanned mail (setting Header), from its template."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+__all__ = ["HeaderTemplate", "infected_field"]
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+_ESCAPES = {"\\r": "\r", "\\n": "\n", "\\t": "\t"}
+_ESCAPE = re.compile(r"\\[rnt]")
+_SYMBOL = re.compile(r"%(.)", re.DOTALL)
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+def rfc5322_date(now: datetime) -> str:
+    """Format an aware date and time by RFC 5322 section 3.3, in the time zone that it carries.
+
+    strftime will not do: it would name days and months in the language of the locale.
+    """
+    offset = now.utcoffset()
+    minutes = int(offset.total_seconds() // 60) if offset else 0
+    zone = f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}{abs(minutes) % 60:02d}"
+    date = f"{_DAYS[now.weekday()]}, {now.day} {_MONTHS[now.month - 1]} {now.year}"
+    name = now.tzname()
+    # The name is a comment, and may hold nothing that ends one.
+    comment = f" ({name})" if name and name.isalnum() and name.isascii() else ""
+    return f"{date} {now:%H:%M:%S} {zone}{comment}"
+
+
+class HeaderTemplate:
+    """A template of a header field, ready to be filled in.
+
+    ``%i`` is the client's address, ``%l`` the local address, ``%d`` the date, ``%%`` a percent sign; an
+    unknown symbol stands for nothing, as it always has. ``\\r``, ``\\n`` and ``\\t`` stand for themselves.
+    Whatever way the template writes its line ends, the field has CRLF, and its further lines
+    start with a blank (RFC 5322 section 2.2.3), or they would be fields of their own, or end the
+    header section.
+    """
+
+    __slots__ = ("_text", "on_top")
+
+    def __init__(self, template: str) -> None:
+        self._text = _ESCAPE.sub(lambda found: _ESCAPES[found.group()], template).strip()
+        #: A trace field goes on top of the message (RFC 5321 section 4.4).
+        self.on_top = self._text.lower().startswith("received:")
+
+    def render(self, *, client: str, local: str, now: datetime) -> bytes:
+        """Return the field with its final CRLF; nothing for an empty template. ``now`` is aware."""
+        if not self._text:
+            return b""
+        values = {"i": client, "l": local, "d": rfc5322_date(now), "%": "%"}
+        text = _SYMBOL.sub(lambda found: values.get(found.group(1), ""), self._text)
+        first, *further = [line for line in _LINE_END.split(text) if line.strip()]
+        folded = [line if line[0] in " \t" else "\t" + line for line in further]
+        return "".join(line + "\r\n" for line in (first, *folded)).encode("utf-8", "surrogateescape")
+
+
+def infected_field(virus: str) -> bytes:
+    """Return the field that marks an infected message which is delivered (``Action: pass``)."""
+    return f"X-Virus-Infected: {virus}\r\n".encode("ascii", "replace")

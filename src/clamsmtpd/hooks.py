@@ -1,0 +1,141 @@
+"""The hook (setting VirusAction): what it is told about an infected message, and how it is run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections import deque
+from collections.abc import Mapping
+
+from clamsmtpd.log import escape
+from clamsmtpd.values import Envelope
+
+__all__ = ["HookRunner", "environment"]
+
+_log = logging.getLogger("clamsmtpd")
+
+PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: Hooks that run at once. An outbreak sends infected messages faster than a script of a mail
+#: administrator runs; the others wait in order, for each message is to have its hook.
+AT_ONCE = 16
+
+#: Octets of a hook's output that one log line shows.
+_LINE_MAX = 1000
+
+#: Seconds that a hook's output is still read once the shell has ended: it may have left a process behind.
+_OUTPUT_LIMIT = 1.0
+
+# C0, DEL, and C1 as UTF-8 writes it.
+_CONTROLS = re.compile(rb"[\x00-\x1f\x7f]|\xc2[\x80-\x9f]")
+
+
+def environment(  # noqa: PLR0913 - one parameter for each thing that the hook may know
+    envelope: Envelope,
+    *,
+    client: str,
+    server: str | None,
+    temp_directory: str,
+    quarantine_file: str | None,
+    virus: str,
+) -> dict[str, bytes]:
+    """Return the environment of the hook for one infected message (clamsmtpd(8)).
+
+    A variable without a value is absent. The values come from strangers: control characters become
+    ``?``, and the only line ends are those between recipients.
+    """
+    values: dict[str, bytes | None] = {
+        "CLIENT": client.encode(),
+        "EMAIL": _encode(quarantine_file),
+        "REMOTE": envelope.remote,
+        "REMOTE_HELO": envelope.remote_helo,
+        "SENDER": envelope.sender or b"<>",
+        "SERVER": _encode(server),
+        "TMPDIR": _encode(temp_directory),
+        "VIRUS": virus.encode(),
+    }
+    result = {name: _CONTROLS.sub(b"?", value) for name, value in values.items() if value}
+    if envelope.recipients:
+        result["RECIPIENTS"] = b"\n".join(_CONTROLS.sub(b"?", recipient) for recipient in envelope.recipients)
+    result["PATH"] = PATH
+    return result
+
+
+def _encode(text: str | None) -> bytes | None:
+    return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
+class HookRunner:
+    """Runs hooks beside the sessions: no reply waits for one, and what becomes of one changes no mail."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, Mapping[str, bytes], str]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, command: str, variables: Mapping[str, bytes], tag: str) -> None:
+        """Run ``command`` by ``/bin/sh -c`` with ``variables`` and nothing else in its environment.
+
+        Returns at once. ``tag`` stands in front of each log line about it.
+        """
+        self._waiting.append((command, variables, tag))
+        self._run_next()
+
+    async def drain(self, limit: float) -> None:
+        """Wait up to ``limit`` seconds for all hooks to end; those that then still run are left alone."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        while self._running and (left := end - loop.time()) > 0:
+            await asyncio.wait(self._running, timeout=left)
+        left_alone = len(self._running) + len(self._waiting)
+        if left_alone:
+            _log.warning("%d hooks had not ended", left_alone)
+        self._waiting.clear()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _run_next(self) -> None:
+        while self._waiting and len(self._running) < AT_ONCE:
+            task = asyncio.get_running_loop().create_task(_run(*self._waiting.popleft()))
+            self._running.add(task)
+            task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            self._run_next()
+
+
+async def _run(command: str, variables: Mapping[str, bytes], tag: str) -> None:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            command,
+            env={name.encode(): value for name, value in variables.items()},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            # Ctrl-C in the terminal of a daemon in the foreground is not meant for it.
+            start_new_session=True,
+        )
+    except OSError as error:
+        _log.error("%s: cannot run the hook: %s", tag, error.strerror)
+        return
+    reading = asyncio.ensure_future(_log_output(process.stdout, tag))
+    try:
+        status = await process.wait()
+        _log.debug("%s: hook ended with status %d", tag, status)
+        await asyncio.wait((reading,), timeout=_OUTPUT_LIMIT)
+    finally:
+        reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reading
+
+
+async def _log_output(stream: asyncio.StreamReader | None, tag: str) -> None:
+    while stream is not None and (data := await stream.read(65536)):
+        for line in data.splitlines():
+            _log.debug("%s: hook: %s", tag, escape(line[:_LINE_MAX]))

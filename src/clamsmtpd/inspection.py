@@ -1,0 +1,103 @@
+"""The story of one message, from its last octet to the decision about it. There is no SMTP in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from clamsmtpd import hooks, policy
+from clamsmtpd.clamd.client import Scanner
+from clamsmtpd.config import Settings
+from clamsmtpd.headers import HeaderTemplate
+from clamsmtpd.hooks import HookRunner
+from clamsmtpd.log import escape, message_line
+from clamsmtpd.spool import Spool
+from clamsmtpd.values import Decision, Defer, Deliver, Envelope, Infected, Unscanned, Verdict
+
+__all__ = ["Inspector", "Route"]
+
+_log = logging.getLogger("clamsmtpd")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way that a message takes through us.
+
+    ``tag`` is the connection's id in the log; ``client`` and ``local`` are the two ends of the client's
+    connection, ``server`` is the next hop, each as an address without port.
+    """
+
+    tag: str
+    client: str
+    local: str
+    server: str
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).astimezone()
+
+
+class Inspector:
+    """Holds what the inspection of every message needs. ``clock`` gives an aware local time."""
+
+    __slots__ = ("_clock", "_hooks", "_scanner", "_settings", "_template")
+
+    def __init__(
+        self,
+        settings: Settings,
+        scanner: Scanner,
+        hook_runner: HookRunner,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._settings = settings
+        self._scanner = scanner
+        self._hooks = hook_runner
+        self._template = HeaderTemplate(settings.header)
+        self._clock = clock
+
+    async def inspect(self, message: Spool, envelope: Envelope, route: Route, *, stuffed: bool) -> Decision:
+        """Scan a whole message, log its one line, keep and report a virus, and decide.
+
+        Whatever goes wrong on this side ends in :class:`Defer`: the client keeps its message.
+        """
+        verdict = await self._scan(message, stuffed=stuffed)
+        _log.info("%s: %s", route.tag, message_line(envelope, verdict))
+        if isinstance(verdict, Unscanned):
+            _log.warning("%s: no verdict: %s", route.tag, escape(verdict.reason))
+        elif isinstance(verdict, Infected):
+            try:
+                self._report(verdict.name, message, envelope, route)
+            except OSError as error:
+                # It was to be kept. Had we dropped it, it would exist nowhere any more.
+                _log.error("%s: cannot quarantine in %s: %s", route.tag, self._settings.temp_directory, error)
+                return Defer()
+        template = self._template
+        field = template.render(client=route.client, local=route.local, now=self._clock())
+        return policy.decide(verdict, self._settings.action, Deliver(field, on_top=template.on_top))
+
+    async def _scan(self, message: Spool, *, stuffed: bool) -> Verdict:
+        try:
+            message.seal(stuffed=stuffed)
+            return await self._scanner.scan(message)
+        except OSError as error:
+            return Unscanned(f"spool in {self._settings.temp_directory}: {error}")
+
+    def _report(self, virus: str, message: Spool, envelope: Envelope, route: Route) -> None:
+        """Keep the infected message and run the hook, where the settings say so. Raises OSError."""
+        settings = self._settings
+        kept: str | None = None
+        if settings.quarantine:
+            kept = message.quarantine()
+            _log.info("%s: quarantined virus file as: %s", route.tag, kept)
+        if settings.virus_action:
+            environment = hooks.environment(
+                envelope,
+                client=route.client,
+                server=route.server,
+                temp_directory=settings.temp_directory,
+                quarantine_file=kept,
+                virus=virus,
+            )
+            self._hooks.start(settings.virus_action, environment, route.tag)

@@ -1,0 +1,83 @@
+"""The sockets that clients connect to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+
+from clamsmtpd.values import Address, StartError, TcpAddress, UnixAddress
+
+__all__ = ["listen"]
+
+#: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn. With the 5 of old, 50
+#: clients at once lose seconds in repeated SYNs.
+BACKLOG = 4096
+
+
+def listen(address: Address) -> list[socket.socket]:
+    """Return bound, listening sockets for ``address``: one, or one for each address of a host name.
+
+    Raises StartError.
+    """
+    try:
+        if isinstance(address, UnixAddress):
+            return [_listen_unix(address.path)]
+        return _listen_tcp(address)
+    except socket.gaierror as error:
+        raise StartError(f"Listen: {address}: {error.strerror}; give an address of this host") from None
+    except OSError as error:
+        hint = "is another clamsmtpd running?" if error.errno == errno.EADDRINUSE else "give an address of this host"
+        raise StartError(f"Listen: cannot listen on {address}: {error.strerror}; {hint}") from None
+
+
+def _listen_tcp(address: TcpAddress) -> list[socket.socket]:
+    if address.host is None:
+        # One IPv6 socket takes IPv4 as well. Without IPv6 in the kernel there is IPv4 alone.
+        if socket.has_dualstack_ipv6():
+            return [socket.create_server(("::", address.port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)]
+        return [socket.create_server(("", address.port), backlog=BACKLOG)]
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, name in dict.fromkeys(found):
+            sockets.append(socket.create_server(name, family=family, backlog=BACKLOG))
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _listen_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        # The MTA that connects runs as another user; who may do so is for the directory's rights to say.
+        mask = os.umask(0o111)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(mask)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a daemon that is dead: one that nobody listens on. Raises OSError if somebody does."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

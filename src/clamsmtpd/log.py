@@ -1,0 +1,161 @@
+"""Where log lines go and how strangers' octets are shown in them."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import re
+import socket
+import sys
+
+from clamsmtpd.values import Clean, Envelope, Infected, Verdict
+
+__all__ = ["configure", "escape", "escape_field", "message_line"]
+
+#: Levels of -d: 0 shows only why the program ends, 4 the whole dialogue (clamsmtpd(8)).
+_LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+
+#: Characters of a message line's recipients; syslogd cuts lines at 8 KB.
+_RECIPIENTS_MAX = 7000
+
+#: Octets of a datagram to syslogd.
+_DATAGRAM_MAX = 8000
+
+_UNSAFE = re.compile(r"[^ -\[\]-~]")
+_UNSAFE_IN_FIELD = re.compile(r"[^!-+\--\[\]-~]")
+
+
+def _hex(found: re.Match[str]) -> str:
+    return "".join(f"\\x{octet:02X}" for octet in found.group().encode("utf-8", "surrogateescape"))
+
+
+def _escape(data: str | bytes, unsafe: re.Pattern[str]) -> str:
+    if isinstance(data, bytes):
+        return unsafe.sub(lambda found: f"\\x{ord(found.group()):02X}", data.decode("latin-1"))
+    return unsafe.sub(_hex, data)
+
+
+def escape(data: str | bytes) -> str:
+    """Return ``data`` on one line: all but printable ASCII, and the backslash, as ``\\xHH``."""
+    return _escape(data, _UNSAFE)
+
+
+def escape_field(data: str | bytes) -> str:
+    """Like :func:`escape`, and blanks and commas too, so that no value can pretend to be the next field."""
+    return _escape(data, _UNSAFE_IN_FIELD)
+
+
+def message_line(envelope: Envelope, verdict: Verdict) -> str:
+    """Return the one line about a message, as programs that read the log of 1.x expect it."""
+    match verdict:
+        case Clean():
+            status = "CLEAN"
+        case Infected(name):
+            status = f"VIRUS:{escape_field(name)}"
+        case _:
+            status = "CLAMAV-ERROR"
+    shown = [f"from={escape_field(envelope.sender) or '<>'}"]
+    length = 0
+    for number, recipient in enumerate(envelope.recipients):
+        field = f"to={escape_field(recipient)}"
+        length += len(field)
+        if length > _RECIPIENTS_MAX:
+            shown.append(f"to=(and {len(envelope.recipients) - number} more)")
+            break
+        shown.append(field)
+    return ", ".join([*shown, f"status={status}"])
+
+
+class SyslogHandler(logging.Handler):
+    """Sends to the local syslogd by RFC 3164, facility mail, and never waits for it.
+
+    A syslogd that has stopped reading must not stop the mail. What could not be sent is counted, and
+    told once the way is free again.
+    """
+
+    def __init__(self, path: str = "/dev/log") -> None:
+        super().__init__()
+        self._path = path
+        self._socket: socket.socket | None = None
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record; count it as lost if it cannot be sent at once."""
+        if self._lost:
+            lost = f"{self._lost} log lines were lost, syslogd did not take them"
+            if not self._send(logging.WARNING, lost):
+                self._lost += 1
+                return
+            self._lost = 0
+        if not self._send(record.levelno, self.format(record)):
+            self._lost += 1
+
+    def _send(self, level: int, text: str) -> bool:
+        syslog = logging.handlers.SysLogHandler
+        if level >= logging.ERROR:
+            severity = syslog.LOG_ERR
+        elif level >= logging.WARNING:
+            severity = syslog.LOG_WARNING
+        else:
+            severity = syslog.LOG_INFO if level >= logging.INFO else syslog.LOG_DEBUG
+        priority = syslog.LOG_MAIL << 3 | severity
+        data = f"<{priority}>clamsmtpd[{os.getpid()}]: {text}".encode("utf-8", "backslashreplace")
+        # A second try finds a syslogd that was started again.
+        return any(self._send_datagram(data[:_DATAGRAM_MAX]) for _ in range(2))
+
+    def _send_datagram(self, data: bytes) -> bool:
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                self._socket.connect(self._path)
+            self._socket.send(data)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.close_socket()
+            return False
+        return True
+
+    def close_socket(self) -> None:
+        """Close the socket; the next record opens a new one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def close(self) -> None:
+        """Release the socket for good."""
+        self.close_socket()
+        super().close()
+
+
+class _OneLine(logging.Formatter):
+    """A record as one line; a traceback, which only the debug level has, as lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.exc_info else text.replace("\n", " ")
+
+
+def configure(level: int | None) -> None:
+    """Send the log to standard error, from ``level`` 0 (least) to 4; to syslog, facility mail, for None."""
+    logger = logging.getLogger("clamsmtpd")
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    # Each of these would cost something for every line, and no format of ours shows them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False
+    # A log that cannot be written is no reason to write a traceback instead.
+    logging.raiseExceptions = False
+    handler: logging.Handler
+    if level is None:
+        handler = SyslogHandler()
+        handler.setFormatter(_OneLine("%(message)s"))
+        logger.setLevel(logging.INFO)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_OneLine("clamsmtpd: %(message)s"))
+        logger.setLevel(_LEVELS[level])
+    logger.addHandler(handler)
+    logger.propagate = False

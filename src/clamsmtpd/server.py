@@ -1,0 +1,161 @@
+"""The listeners, the register of sessions, MaxConnections, and the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import Sequence
+
+from clamsmtpd.clamd.client import Scanner
+from clamsmtpd.config import Settings
+from clamsmtpd.hooks import HookRunner
+from clamsmtpd.inspection import Inspector
+from clamsmtpd.session import Host, Session, describe
+from clamsmtpd.smtp import replies
+
+__all__ = ["Server"]
+
+_log = logging.getLogger("clamsmtpd")
+
+#: Connections taken in one turn of the loop, so that a burst of new clients does not starve those we have.
+ACCEPT_BATCH = 64
+
+#: Seconds without accepting when the system has no descriptor left for even a refusal.
+ACCEPT_PAUSE = 0.5
+
+#: Seconds between two lines about the same trouble with accepting.
+COMPLAINT_INTERVAL = 10.0
+
+#: Seconds that hooks may still run when everything else has ended.
+HOOK_LIMIT = 10.0
+
+# Ids are six hexadecimal digits without leading zeros, as they have been since 1.x.
+_FIRST_ID, _LAST_ID = 0x100000, 0xFFFFFF
+
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Server:
+    """Accepts clients on ``sockets``, which are bound and listening, and runs a session for each."""
+
+    def __init__(self, settings: Settings, sockets: Sequence[socket.socket]) -> None:
+        self._settings = settings
+        self._sockets = list(sockets)
+        self._scanner = Scanner(settings.clam_address, time_out=settings.time_out)
+        self._hooks = HookRunner()
+        self._host = Host(
+            settings=settings,
+            inspector=Inspector(settings, self._scanner, self._hooks),
+            ended=self._on_ended,
+        )
+        self._sessions: set[Session] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._next_id = _FIRST_ID
+        self._empty = asyncio.Event()
+        # Given up for a moment when descriptors run out, so that a client can be told 421, not cut off.
+        self._reserve = -1
+        self._next_complaint = 0.0
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop`` is set; then let transactions in flight end, and return."""
+        loop = asyncio.get_running_loop()
+        self._open_reserve()
+        for sock in self._sockets:
+            sock.setblocking(False)
+            loop.add_reader(sock, self._accept, sock)
+        await stop.wait()
+        for sock in self._sockets:
+            loop.remove_reader(sock)
+            sock.close()
+        _log.info("stopping: %d connections to finish", len(self._sessions))
+        for session in list(self._sessions):
+            session.drain()
+        while self._sessions:
+            self._empty.clear()
+            await self._empty.wait()
+        await self._hooks.drain(HOOK_LIMIT)
+        self._scanner.close()
+        if self._reserve >= 0:
+            os.close(self._reserve)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                sock, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._refuse_without_room(listener, error)
+                    return
+                # accept(2): errors that are already pending on the new connection, which is lost.
+                continue
+            sock.setblocking(False)
+            if len(self._sessions) >= self._settings.max_connections:
+                self._complain("MaxConnections is reached: %d", self._settings.max_connections)
+                _refuse(sock)
+            else:
+                self._start(sock)
+
+    def _start(self, sock: socket.socket) -> None:
+        tag = f"{self._next_id:06X}"
+        self._next_id = self._next_id + 1 if self._next_id < _LAST_ID else _FIRST_ID
+        try:
+            session = Session(self._host, tag, sock)
+        except OSError:
+            sock.close()
+            return
+        self._sessions.add(session)
+        _log.info("%s: accepted connection from: %s", tag, session.client_address)
+        task = asyncio.get_running_loop().create_task(session.serve(sock))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    def _on_ended(self, session: Session) -> None:
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._empty.set()
+
+    def _refuse_without_room(self, listener: socket.socket, error: OSError) -> None:
+        """Tell one client 421 with the descriptor held in reserve; without one, pause accepting."""
+        self._complain("cannot accept a connection: %s", describe(error))
+        if self._reserve >= 0 and error.errno in (errno.EMFILE, errno.ENFILE):
+            os.close(self._reserve)
+            self._reserve = -1
+            with contextlib.suppress(OSError):
+                sock, _address = listener.accept()
+                sock.setblocking(False)
+                _refuse(sock)
+            self._open_reserve()
+            return
+        # The listener stays readable, so that without a pause this would be a busy loop.
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        loop.call_later(ACCEPT_PAUSE, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            if self._reserve < 0:
+                self._open_reserve()
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _open_reserve(self) -> None:
+        with contextlib.suppress(OSError):
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _complain(self, message: str, argument: object) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_complaint:
+            self._next_complaint = now + COMPLAINT_INTERVAL
+            _log.warning(message, argument)
+
+
+def _refuse(sock: socket.socket) -> None:
+    """Send 421 and close. The client has sent nothing yet, so that nothing resets the connection."""
+    with contextlib.suppress(OSError), sock:
+        sock.send(replies.TOO_MANY_CONNECTIONS)
+        sock.shutdown(socket.SHUT_WR)

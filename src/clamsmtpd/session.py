@@ -1,0 +1,572 @@
+"""One client and its next hop: two protocols that feed the relay and perform its effects.
+
+Nothing of SMTP is decided here. Whoever is awaited, by the relay's word, has a time limit, and
+whoever does not take what we send stops us from reading more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import ParamSpec, cast
+
+from clamsmtpd.config import Settings
+from clamsmtpd.inspection import Inspector, Route
+from clamsmtpd.log import escape
+from clamsmtpd.peers import LOCAL_CLIENT, end_point, original_destination
+from clamsmtpd.smtp import replies
+from clamsmtpd.smtp.events import (
+    Awaits,
+    BeginMessage,
+    CloseClient,
+    CloseServer,
+    Discard,
+    Effect,
+    Inspect,
+    Note,
+    Store,
+    ToClient,
+    ToServer,
+    Transmit,
+)
+from clamsmtpd.smtp.relay import Relay
+from clamsmtpd.spool import Spool
+from clamsmtpd.values import Address, Decision, Defer, TcpAddress, UnixAddress
+
+__all__ = ["Host", "Session", "describe"]
+
+_log = logging.getLogger("clamsmtpd")
+
+#: Octets a second that a peer must move, on average over TimeOut, while a message goes through. A modem
+#: of 1990 was faster; what is slower holds a place among MaxConnections for nothing.
+LEAST_RATE = 100
+
+#: Seconds for the next hop's reply to a whole message, if TimeOut is not longer (RFC 5321 section
+#: 4.5.3.2.6). Who gives up earlier makes the client send again what was delivered already.
+FINAL_REPLY_LIMIT = 600.0
+
+#: Seconds for a client to take the last reply before the connection is cut.
+LINGER_LIMIT = 30.0
+
+#: Octets that go to the next hop in one write.
+WRITE_SIZE = 262144
+
+_Event = ParamSpec("_Event")
+
+#: Both ends of a connection; None for an end that is no TCP address.
+Connection = tuple[TcpAddress | None, TcpAddress | None]
+
+
+@dataclass(slots=True)
+class Host:
+    """What a session needs of the server that runs it.
+
+    ``outgoing`` holds both ends, ours first, of every connection to a next hop: a connection that comes
+    in with the same ends is our own. ``ended`` is called once when a session is over.
+    """
+
+    settings: Settings
+    inspector: Inspector
+    ended: Callable[[Session], None]
+    outgoing: set[Connection] = field(default_factory=set)
+
+
+class _ClientProtocol(asyncio.Protocol):
+    """The client's connection."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are Transports in all but name.
+        self._session.client_made(cast("asyncio.Transport", transport))
+
+    def data_received(self, data: bytes) -> None:
+        self._session.client_received(data)
+
+    def eof_received(self) -> bool:
+        self._session.run(self._session.relay.client_eof)
+        return True
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._session.client_lost()
+
+    def pause_writing(self) -> None:
+        self._session.client_full(full=True)
+
+    def resume_writing(self) -> None:
+        self._session.client_full(full=False)
+
+
+class _ServerProtocol(asyncio.Protocol):
+    """The connection to the next hop."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._session.server_made(cast("asyncio.Transport", transport))
+
+    def data_received(self, data: bytes) -> None:
+        self._session.server_received(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._session.server_lost(error)
+
+    def pause_writing(self) -> None:
+        self._session.server_full(full=True)
+
+    def resume_writing(self) -> None:
+        self._session.server_full(full=False)
+
+
+class Session:
+    """The life of one client connection. ``tag`` is its id in the log."""
+
+    __slots__ = (
+        "_awaits",
+        "_client",
+        "_client_full",
+        "_client_octets",
+        "_connecting",
+        "_deadline",
+        "_debug",
+        "_ends",
+        "_host",
+        "_inspecting",
+        "_keep_alive",
+        "_loop",
+        "_mark",
+        "_pieces",
+        "_reading",
+        "_redirected",
+        "_route",
+        "_sent_octets",
+        "_server",
+        "_server_ends",
+        "_server_full",
+        "_spool",
+        "_steps",
+        "_timer",
+        "_to_client",
+        "relay",
+        "tag",
+    )
+
+    def __init__(self, host: Host, tag: str, sock: socket.socket) -> None:
+        """Take the accepted ``sock``'s addresses. Raises OSError when the client has left already."""
+        self.tag = tag
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        client, local = end_point(sock.getpeername()), end_point(sock.getsockname())
+        wanted = original_destination(sock) if host.settings.transparent_proxy else None
+        # As the client sees its connection: if it is our own, going in a circle, these are the ends we know.
+        self._ends: Connection = (client, wanted or local)
+        self._redirected = wanted is not None and wanted != local
+        self._route = Route(tag, _host_of(client), _host_of(local), LOCAL_CLIENT)
+        self.relay = Relay(xclient=self._xclient(local) if host.settings.xclient else None)
+        self._client: asyncio.Transport | None = None
+        self._client_full = False
+        self._reading = True
+        self._to_client: list[bytes] = []
+        self._server: asyncio.Transport | None = None
+        self._server_ends: Connection = (None, None)
+        self._server_full = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._inspecting: asyncio.Task[None] | None = None
+        self._spool: Spool | None = None
+        self._pieces: Iterator[bytes] | None = None
+        self._client_octets = 0
+        self._sent_octets = 0
+        self._mark = 0
+        self._awaits = Awaits.NOTHING
+        self._steps = -1
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._keep_alive: asyncio.TimerHandle | None = None
+        self._debug = _log.isEnabledFor(logging.DEBUG)
+
+    @property
+    def client_address(self) -> str:
+        """The client's address without port, for the log."""
+        return self._route.client
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Take over an accepted socket and begin. Returns when the transport has it."""
+        try:
+            await self._loop.connect_accepted_socket(lambda: _ClientProtocol(self), sock)
+        except OSError:
+            # The client left in the moment between accept and this.
+            sock.close()
+            self.run(self.relay.client_lost)
+            self._finish()
+
+    def drain(self) -> None:
+        """Finish the transaction in flight, then say goodbye."""
+        self.run(self.relay.drain)
+
+    def abort(self) -> None:
+        """Cut both connections now. What was on its way is not delivered, or the next hop has it all."""
+        for transport in (self._client, self._server):
+            if transport is not None:
+                transport.abort()
+
+    # ---- the client's connection --------------------------------------------------------------
+
+    def client_made(self, transport: asyncio.Transport) -> None:
+        self._client = transport
+        self._connecting = self._loop.create_task(self._connect())
+        self._watch_time()
+        if self._host.settings.keep_alives:
+            self._schedule_keep_alive()
+
+    def client_received(self, data: bytes) -> None:
+        self._client_octets += len(data)
+        if self._debug and self.relay.awaits is not Awaits.DATA:
+            self._trace("CLIENT <", data)
+        self.run(self.relay.client_data, data)
+
+    def client_lost(self) -> None:
+        self._client = None
+        self.run(self.relay.client_lost)
+        self._finish()
+
+    def client_full(self, *, full: bool) -> None:
+        """React to a client that does not read its replies: read no more of its commands."""
+        self._client_full = full
+        self._set_reading()
+
+    # ---- the next hop's connection ------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """Connect to the next hop. How long that may take, the session's clock says."""
+        address = self._next_hop()
+        if address is None:
+            self._refuse_loop("it was made straight to us, and has no destination that we could pass it on to")
+            return
+        try:
+            if isinstance(address, UnixAddress):
+                await self._loop.create_unix_connection(lambda: _ServerProtocol(self), address.path)
+            else:
+                await self._loop.create_connection(lambda: _ServerProtocol(self), address.host, address.port)
+        except (OSError, ValueError) as error:
+            # ValueError: a host name that the resolver cannot even encode.
+            self._connecting = None
+            self.run(self.relay.server_lost, f"cannot connect to {address}: {describe(error)}")
+
+    def _next_hop(self) -> Address | None:
+        client, destination = self._ends
+        if self._host.settings.transparent_proxy:
+            return destination if self._redirected else None
+        address = self._host.settings.out_address
+        if isinstance(address, TcpAddress) and address.host is None:
+            # The loopback feature: back to where the client came from.
+            return TcpAddress(client.host, address.port) if client is not None else None
+        return address
+
+    def server_made(self, transport: asyncio.Transport) -> None:
+        self._server = transport
+        if self._ends in self._host.outgoing:
+            self._refuse_loop("it comes from this filter itself")
+            return
+        self._server_ends = (
+            end_point(transport.get_extra_info("sockname")),
+            end_point(transport.get_extra_info("peername")),
+        )
+        self._host.outgoing.add(self._server_ends)
+        self._route = replace(self._route, server=_host_of(self._server_ends[1]))
+
+    def server_received(self, data: bytes) -> None:
+        if self._debug:
+            self._trace("SERVER <", data)
+        self.run(self.relay.server_data, data)
+
+    def server_lost(self, error: Exception | None) -> None:
+        self._host.outgoing.discard(self._server_ends)
+        self._server = None
+        self._pieces = None
+        why = describe(error) if error else "closed by the other side"
+        self.run(self.relay.server_lost, f"connection lost: {why}")
+        self._finish()
+
+    def server_full(self, *, full: bool) -> None:
+        self._server_full = full
+        if not full:
+            self._send_text()
+
+    # ---- events in, effects out ---------------------------------------------------------------
+
+    def run(self, event: Callable[_Event, list[Effect]], *args: _Event.args, **kwargs: _Event.kwargs) -> None:
+        """Give one event to the relay, perform all that comes of it, and set the clock."""
+        try:
+            for effect in event(*args, **kwargs):
+                _PERFORM[type(effect)](self, effect)
+            self._flush()
+            self._watch_time()
+            self._set_reading()
+        except Exception as error:  # noqa: BLE001 - whatever it is, one message must not take the others along
+            # A fault of ours. Cutting both connections is the one end that delivers and loses nothing.
+            _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
+            _log.debug("%s: traceback", self.tag, exc_info=error)
+            self._discard()
+            self.abort()
+
+    def _flush(self) -> None:
+        """Write what this turn has for the client, in one piece."""
+        if self._to_client:
+            data = b"".join(self._to_client)
+            self._to_client.clear()
+            if self._client is not None:
+                if self._debug:
+                    self._trace("CLIENT >", data)
+                self._client.write(data)
+
+    def _say(self, effect: ToClient) -> None:
+        self._to_client.append(effect.data)
+
+    def _ask(self, effect: ToServer) -> None:
+        if self._server is not None:
+            if self._debug:
+                self._trace("SERVER >", b"(authentication)" if effect.secret else effect.data)
+            self._server.write(effect.data)
+
+    def _begin(self, _effect: BeginMessage) -> None:
+        settings = self._host.settings
+        name = f"clamsmtpd-{self.tag}"
+        self._spool = Spool(settings.temp_directory, name, keep=settings.debug_files)
+
+    def _store(self, effect: Store) -> None:
+        if self._spool is None:
+            return
+        try:
+            self._spool.append(effect.text)
+        except OSError as error:
+            directory = self._host.settings.temp_directory
+            _log.error("%s: cannot store the message in %s: %s", self.tag, directory, describe(error))
+            self.run(self.relay.storage_failed)
+
+    def _inspect(self, effect: Inspect) -> None:
+        if self._spool is not None:
+            self._inspecting = self._loop.create_task(self._judge(self._spool, effect))
+
+    async def _judge(self, spool: Spool, effect: Inspect) -> None:
+        decision: Decision
+        try:
+            decision = await self._host.inspector.inspect(
+                spool, effect.envelope, self._route, stuffed=effect.stuffed
+            )
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not become a delivery
+            _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
+            _log.debug("%s: traceback", self.tag, exc_info=error)
+            decision = Defer()
+        self._inspecting = None
+        self.run(self.relay.decide, decision)
+
+    def _transmit(self, effect: Transmit) -> None:
+        if self._spool is not None:
+            self._pieces = chain(self._spool.wire(effect.offset, effect.field), (b".\r\n",))
+            self._send_text()
+
+    def _send_text(self) -> None:
+        """Hand the text to the next hop for as long as it takes it."""
+        pieces, server = self._pieces, self._server
+        if pieces is None or server is None:
+            return
+        while not self._server_full:
+            batch: list[bytes] = []
+            size = 0
+            try:
+                for piece in pieces:
+                    batch.append(piece)
+                    size += len(piece)
+                    if size >= WRITE_SIZE:
+                        break
+            except OSError as error:
+                # Without its final dot, the next hop throws away what it has of the message.
+                server.abort()
+                self._pieces = None
+                self.run(self.relay.server_lost, f"cannot read the spool: {describe(error)}")
+                return
+            if not batch:
+                self._pieces = None
+                self.run(self.relay.transmitted)
+                return
+            server.writelines(batch)
+            self._sent_octets += size
+        self._watch_time()
+
+    def _discard(self, _effect: Discard | None = None) -> None:
+        self._pieces = None
+        if self._inspecting is not None:
+            self._inspecting.cancel()
+            self._inspecting = None
+        if self._spool is not None:
+            spool, self._spool = self._spool, None
+            try:
+                spool.close()
+            except OSError as error:
+                _log.error("%s: cannot close the spool: %s", self.tag, describe(error))
+
+    def _close_server(self, effect: CloseServer) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._server is not None:
+            if effect.abort:
+                self._server.abort()
+            else:
+                self._server.close()
+
+    def _close_client(self, effect: CloseClient) -> None:
+        self._flush()
+        client = self._client
+        if client is None or client.is_closing():
+            return
+        if effect.linger and client.can_write_eof():
+            # Reading goes on, for the client to see our last reply; what it sends is thrown away.
+            client.write_eof()
+            client.resume_reading()
+        else:
+            client.close()
+
+    def _note(self, effect: Note) -> None:
+        _log.warning("%s: %s", self.tag, escape(effect.text))
+
+    def _refuse_loop(self, why: str) -> None:
+        _log.warning("%s: connection refused, mail would loop: %s", self.tag, why)
+        self.run(self.relay.refuse, replies.LOOP)
+
+    def _set_reading(self) -> None:
+        """Read from the client only as far as the relay can use it and the client takes our replies."""
+        client = self._client
+        if client is None or client.is_closing():
+            return
+        wanted = (self.relay.wants_input or self.relay.awaits is Awaits.NOTHING) and not self._client_full
+        if wanted != self._reading:
+            self._reading = wanted
+            if wanted:
+                client.resume_reading()
+            else:
+                client.pause_reading()
+
+    def _finish(self) -> None:
+        """Tell the server that this session is over, once nothing of it is left."""
+        if self._client is None and self._server is None and self.relay.awaits is Awaits.NOTHING:
+            for handle in (self._timer, self._keep_alive):
+                if handle is not None:
+                    handle.cancel()
+            self._timer = self._keep_alive = None
+            self._discard()
+            self._host.ended(self)
+
+    # ---- time ---------------------------------------------------------------------------------
+
+    def _watch_time(self) -> None:
+        """Give whoever is awaited now its time, counted from the last complete step."""
+        relay = self.relay
+        awaits, steps = relay.awaits, relay.steps
+        octets = self._client_octets if awaits is Awaits.DATA else self._sent_octets
+        limit = float(self._host.settings.time_out)
+        stepped = awaits is not self._awaits or steps != self._steps
+        moving = awaits in _STREAMS and octets - self._mark >= LEAST_RATE * limit
+        if not stepped and not moving:
+            return
+        self._awaits, self._steps, self._mark = awaits, steps, octets
+        if awaits is Awaits.FINAL_REPLY:
+            limit = max(limit, FINAL_REPLY_LIMIT)
+        elif awaits is Awaits.NOTHING:
+            limit = min(limit, LINGER_LIMIT)
+        self._deadline = self._loop.time() + limit
+        # A timer that rings early looks at the deadline and goes back to sleep: moving it at every
+        # command would cost more than that.
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        if self._awaits is Awaits.VERDICT:
+            # The scanner has its own limit; look again later.
+            self._deadline = now + self._host.settings.time_out
+        if now < self._deadline:
+            self._set_timer()
+        elif self._awaits is Awaits.NOTHING:
+            self.abort()
+        else:
+            self._deadline = now + self._host.settings.time_out
+            self._set_timer()
+            self.run(self.relay.timed_out)
+
+    def _schedule_keep_alive(self) -> None:
+        self._keep_alive = self._loop.call_later(self._host.settings.keep_alives, self._on_keep_alive)
+
+    def _on_keep_alive(self) -> None:
+        self._schedule_keep_alive()
+        self.run(self.relay.keep_alive)
+
+    # ---- what the log and the next hop are told -----------------------------------------------
+
+    def _trace(self, label: str, data: bytes) -> None:
+        """Show lines of the dialogue in the debug log, but no passwords."""
+        for line in data.split(b"\r\n"):
+            if line:
+                secret = label == "CLIENT <" and (self.relay.in_auth or line[:4].upper() == b"AUTH")
+                _log.debug("%s: %s %s", self.tag, label, "(authentication)" if secret else escape(line))
+                if secret:
+                    break
+
+    def _xclient(self, local: TcpAddress | None) -> dict[bytes, bytes]:
+        """Return the attributes for XCLIENT (Postfix XCLIENT_README), encoded."""
+        client = self._ends[0]
+        return {
+            # Without it the next hop would go on believing our name beside the client's address.
+            b"NAME": b"[UNAVAILABLE]",
+            b"ADDR": _xclient_address(client),
+            b"PORT": b"%d" % client.port if client is not None else b"[UNAVAILABLE]",
+            b"DESTADDR": _xclient_address(local),
+            b"DESTPORT": b"%d" % local.port if local is not None else b"[UNAVAILABLE]",
+        }
+
+
+_STREAMS = frozenset({Awaits.DATA, Awaits.TRANSMISSION})
+
+_PERFORM: dict[type, Callable[..., None]] = {
+    ToClient: Session._say,
+    ToServer: Session._ask,
+    BeginMessage: Session._begin,
+    Store: Session._store,
+    Inspect: Session._inspect,
+    Transmit: Session._transmit,
+    Discard: Session._discard,
+    CloseServer: Session._close_server,
+    CloseClient: Session._close_client,
+    Note: Session._note,
+}
+
+
+def _host_of(end: TcpAddress | None) -> str:
+    return end.host if end is not None and end.host is not None else LOCAL_CLIENT
+
+
+def _xclient_address(end: TcpAddress | None) -> bytes:
+    if end is None or end.host is None:
+        return b"[UNAVAILABLE]"
+    return (f"IPV6:{end.host}" if ":" in end.host else end.host).encode("ascii")
+
+
+def describe(error: BaseException) -> str:
+    """Say in a few words what went wrong, without Python's own."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,226 @@
+"""The text of a message on its way through DATA: where it ends, and where its header section ends.
+
+All searches run at the speed of the C library over whole chunks; nothing here looks at single lines
+or octets, except at the border between two chunks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+__all__ = ["EndOfData", "HeaderSection", "unstuff"]
+
+# Octets that can be part of an end of data, whatever a server takes for one.
+_EDGE = b"\0.\r\n"
+_NULS = re.compile(rb"\0+")
+
+# A dot alone on a line, for a server that takes a bare CR or LF for the end of a line or drops NUL
+# octets. The real end, CRLF . CRLF, matches too and is told apart afterwards.
+_LONE_DOT = re.compile(rb"[\r\n\0]\.\0*[\r\n]")
+
+# With runs of NUL cut to one, the longest unfinished lone dot is CR LF NUL . NUL CR.
+_LONGEST_EDGE = 6
+
+
+class EndOfData:
+    """Finds the end of a message in DATA (RFC 5321 section 4.1.1.4): CRLF . CRLF and nothing else.
+
+    ``stuffed`` turns true when a line starts with a dot, so that removing the dots (RFC 5321
+    section 4.5.2) changes the text. ``deceptive`` turns true when there is a lone dot between line
+    ends of which one is not CRLF: a server that is lenient there would end the message early and
+    read the rest as commands (SMTP smuggling).
+    """
+
+    __slots__ = ("_edge", "_held", "deceptive", "stuffed")
+
+    def __init__(self) -> None:
+        # The CRLF that ended the DATA command begins the first line of the text
+        # (RFC 5321 section 4.1.1.4: it is part of the end of an empty message).
+        self._edge = b"\r\n"
+        self._held = b""
+        self.stuffed = False
+        self.deceptive = False
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take the next octets; return the text in them and what stands behind the end, if it came.
+
+        The text goes up to and includes the CRLF in front of the final dot. A dot that may yet turn
+        out to be the final one is held back until the next call. The second item is None as long as
+        the end has not come.
+        """
+        if not data:
+            return b"", None
+        held = self._held
+        if self._edge and data[0] in _EDGE:
+            window = self._edge + data
+            begin = len(self._edge) - len(held)
+        else:
+            # No end can lie across the border, so a chunk of many octets need not be copied.
+            if held:
+                self.stuffed = True
+            window = held + data if held else data
+            begin = 0
+        end = self._find_end(window)
+        if end >= 0:
+            if window.find(b"\r\n.", 0, end) >= 0:
+                self.stuffed = True
+            return window[begin:end], window[end + 3 :]
+        held = self._hold(window)
+        stop = len(window) - len(held)
+        if not self.stuffed and window.find(b"\r\n.", 0, stop) >= 0:
+            self.stuffed = True
+        if begin == 0 and not held:
+            return window, None
+        return window[begin:stop], None
+
+    def _find_end(self, window: bytes) -> int:
+        """Return the index of the final dot, or -1."""
+        # Base64 has no dots, and looking for one octet is some thirty times as fast as for two.
+        if b"." not in window:
+            return -1
+        starts = [at for mark in (b"\n.", b"\r.", b"\0.") if (at := window.find(mark)) >= 0]
+        if not starts:
+            return -1
+        for match in _LONE_DOT.finditer(window, min(starts)):
+            at = match.start()
+            if at and window[at - 1 : at + 4] == b"\r\n.\r\n":
+                return at + 1
+            if window[at] or self._starts_line(window, at):
+                self.deceptive = True
+        return -1
+
+    @staticmethod
+    def _starts_line(window: bytes, at: int) -> bool:
+        """Tell whether the NUL octets up to ``at`` follow a CR or LF."""
+        before = window[: at + 1].rstrip(b"\0")
+        return before.endswith((b"\r", b"\n"))
+
+    def _hold(self, window: bytes) -> bytes:
+        """Remember how the window ends; return the part of it that may belong to the final dot."""
+        if window[-1] not in _EDGE:
+            self._edge = self._held = b""
+            return b""
+        tail = window[-64:]
+        kept = tail.rstrip(_EDGE)
+        if not kept:
+            tail = window
+            kept = tail.rstrip(_EDGE)
+        self._edge = _NULS.sub(b"\0", tail[len(kept) :])[-_LONGEST_EDGE:]
+        if self._edge.endswith(b"\r\n."):
+            self._held = b"."
+        elif self._edge.endswith(b"\r\n.\r"):
+            self._held = b".\r"
+        else:
+            self._held = b""
+        return self._held
+
+
+# RFC 5322 section 2.2: a field name is printable ASCII without a colon, on a line of 998 octets at most;
+# section 4.5.8 lets old mail have blanks in front of the colon. Lines end at LF here, with a CR
+# before it or not: a next hop that takes a bare LF for the end of a line then finds our field where
+# it looks for one, and for any other next hop it stands as well there as elsewhere.
+_START = rb"[!-9;-~]{1,998}+[ \t]*+:|[ \t]"
+_LINES = re.compile(rb"(?:(?:%b)[^\n]*+\n)*+" % _START)
+_LINE_START = re.compile(_START)
+_UNDECIDED = re.compile(rb"[!-9;-~]{0,998}+[ \t]*+\Z")
+_UNDECIDED_MAX = 1024
+
+# Programs that feed an mbox file to SMTP may leave its "From " line on top. MTAs step over it, and so
+# must we: a field in front of it would make it, and with it the whole header section, body text.
+_MBOX_START = re.compile(rb">?From [ \t]*+[^: \t]")
+
+
+class HeaderSection:
+    """Finds the end of the header section (RFC 5322 section 2.1) while the text arrives.
+
+    ``top`` is where a trace field goes, ``end`` where any other field goes; both are octets from the
+    start of the text, dots as on the wire. Both are 0 for a message without a header section and
+    for one without any text. ``blank_first`` says that the text starts with a blank: a field in
+    front of it must be followed by an empty line, or it would swallow the first line of the text.
+    """
+
+    __slots__ = ("_done", "_mbox", "_open", "_partial", "_position", "_started", "blank_first", "end", "top")
+
+    def __init__(self) -> None:
+        self.top = 0
+        self.end = 0
+        self.blank_first = False
+        self._done = False
+        self._started = False
+        # The line at hand belongs to the section; only its end is missing.
+        self._open = False
+        self._mbox = False
+        # The start of a line that may or may not become a field.
+        self._partial = b""
+        # How many octets of the text came before those in hand.
+        self._position = 0
+
+    def feed(self, text: bytes) -> None:
+        """Take the next octets of the text; costs nothing once the section has ended."""
+        if self._done or not text:
+            return
+        window = self._partial + text if self._partial else text
+        self._partial = b""
+        if not self._started and window[0] in b" \t":
+            self._done = self.blank_first = True
+            return
+        if self._undecided(window, 0) and not self._open:
+            self._partial = window
+            return
+        if not self._started:
+            self._started = True
+            self._open = self._mbox = _MBOX_START.match(window) is not None
+        at = 0
+        if self._open:
+            at = window.find(b"\n") + 1
+            if not at:
+                self._position += len(window)
+                return
+            self._open = False
+            if self._mbox:
+                self._mbox = False
+                self.top = self._position + at
+        # Of zero lines and more, so that there always is a match.
+        at = _LINES.match(window, at).end()  # type: ignore[union-attr]
+        self.end = self._position + at
+        if at == len(window):
+            self._position += at
+        elif _LINE_START.match(window, at):
+            self._open = True
+            self._position += len(window)
+        elif self._undecided(window, at):
+            self._partial = window[at:]
+            self._position += at
+        else:
+            self._done = True
+
+    @staticmethod
+    def _undecided(window: bytes, at: int) -> bool:
+        return len(window) - at <= _UNDECIDED_MAX and _UNDECIDED.match(window, at) is not None
+
+
+def unstuff(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Remove the first dot of each line that starts with one (RFC 5321 section 4.5.2).
+
+    ``pieces`` together are the text of a message as on the wire; a line starts where the text does,
+    and behind each CRLF.
+    """
+    # The CRLF of the DATA command, in front of the text and no part of it.
+    tail = b"\r\n"
+    virtual = len(tail)
+    for piece in pieces:
+        window = tail + piece
+        if window.endswith(b"\r\n"):
+            kept = 2
+        else:
+            kept = 1 if window.endswith(b"\r") else 0
+        body = window[: len(window) - kept]
+        tail = window[len(body) :]
+        text = body.replace(b"\r\n.", b"\r\n")
+        if body:
+            text, virtual = text[virtual:], 0
+        if text:
+            yield text
+    if not virtual and tail:
+        yield tail

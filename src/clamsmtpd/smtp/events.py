@@ -1,0 +1,140 @@
+"""What the relay asks of the session that runs it.
+
+The relay (``smtp.relay``) never does I/O. Each of its methods takes one event, such as octets
+from the client or a decision, and returns the effects to perform, in order. What it waits for
+next, it says in :class:`Awaits`; the clocks are the session's.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from clamsmtpd.values import Envelope
+
+__all__ = [
+    "Awaits",
+    "BeginMessage",
+    "CloseClient",
+    "CloseServer",
+    "Discard",
+    "Effect",
+    "Inspect",
+    "Note",
+    "Store",
+    "ToClient",
+    "ToServer",
+    "Transmit",
+]
+
+
+class Awaits(enum.Enum):
+    """Whose move it is."""
+
+    GREETING = "the next hop's greeting"
+    COMMAND = "the client's next command"
+    DATA = "the text of a message from the client"
+    REPLY = "a reply of the next hop"
+    VERDICT = "the decision about a message"
+    TRANSMISSION = "the next hop to take the text of a message"
+    FINAL_REPLY = "the next hop's reply to the end of a message"
+    NOTHING = "nothing: the dialogue is over"
+
+
+@dataclass(frozen=True, slots=True)
+class ToClient:
+    """Send ``data`` to the client."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ToServer:
+    """Send ``data`` to the next hop. ``secret``: it is part of an AUTH dialogue, for no log to show."""
+
+    data: bytes
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BeginMessage:
+    """Open a spool: the text of a message follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Append ``text`` to the spool: octets as on the wire, dots stuffed."""
+
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Give the spool up: this message goes no further."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """The message is whole: judge it and answer with ``Relay.decide``.
+
+    ``stuffed`` says that some line starts with a dot, so that the text as the author wrote it
+    is not the text on the wire.
+    """
+
+    envelope: Envelope
+    stuffed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Send the spooled text, with ``field`` inserted at octet ``offset``, then the final dot.
+
+    Once the last octet has been handed to the transport, the session calls
+    ``Relay.transmitted``.
+    """
+
+    offset: int
+    field: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseServer:
+    """Close the connection to the next hop.
+
+    ``abort``: at once, throwing away what has not been sent. It is set while the next hop reads
+    the text of a message: were the rest flushed, it could take a part for the whole.
+    """
+
+    abort: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CloseClient:
+    """Close the connection to the client once it has taken what was sent to it.
+
+    ``linger``: the client may still be sending. To close on unread octets would reset the connection,
+    and the client could lose our last reply with it.
+    """
+
+    linger: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something the administrator should read in the log, at the level of a warning."""
+
+    text: str
+
+
+Effect = (
+    ToClient
+    | ToServer
+    | BeginMessage
+    | Store
+    | Discard
+    | Inspect
+    | Transmit
+    | CloseServer
+    | CloseClient
+    | Note
+)

@@ -1,0 +1,81 @@
+"""Every reply that we make up ourselves, in one place.
+
+Each is one line, with the enhanced status code of RFC 3463 where the basic code allows one
+(RFC 2034 section 4: not in the greeting, not in the reply to HELO or EHLO, not with 3xx).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BDAT_LENGTH_UNKNOWN",
+    "CANNOT_STORE",
+    "CLIENT_LEFT",
+    "CLIENT_TIMED_OUT",
+    "COMMAND_REFUSED",
+    "COMMAND_TOO_LONG",
+    "COMMAND_UNKNOWN",
+    "DATA_WITH_ARGUMENT",
+    "DECEPTIVE_END",
+    "FORBIDDEN_OCTET",
+    "HELLO_FIRST",
+    "LOOP",
+    "NAME",
+    "NEXT_HOP_CONFUSED",
+    "NEXT_HOP_LOST",
+    "NEXT_HOP_LOST_MESSAGE",
+    "NEXT_HOP_UNREACHABLE",
+    "NO_RECIPIENTS",
+    "SCAN_FAILED",
+    "SHUTTING_DOWN",
+    "START_INPUT",
+    "TOO_MANY_CONNECTIONS",
+    "VIRUS_BOUNCED",
+    "VIRUS_DROPPED",
+    "XCLIENT_REFUSED",
+    "greeting",
+    "hello",
+]
+
+#: The name we go by in the greeting and in the reply to HELO and EHLO. Were it the host's own, an MTA
+#: on the same host would believe that it talks to itself and call it a mail loop.
+NAME = b"clamsmtpd.localdomain"
+
+START_INPUT = b"354 End data with <CR><LF>.<CR><LF>\r\n"
+
+VIRUS_DROPPED = b"250 2.0.0 Virus found; message discarded\r\n"
+VIRUS_BOUNCED = b"550 5.7.1 Virus found; message refused\r\n"
+
+SCAN_FAILED = b"451 4.3.0 Virus scan not possible now; try again later\r\n"
+CANNOT_STORE = b"451 4.3.1 Message cannot be stored now; try again later\r\n"
+CLIENT_LEFT = b"451 4.4.2 Connection closed before the reply to the message; nothing delivered\r\n"
+NEXT_HOP_LOST_MESSAGE = b"451 4.4.2 Connection to the next hop was lost; try again later\r\n"
+DECEPTIVE_END = b"550 5.6.0 Message holds a dot between line ends that are not CRLF\r\n"
+
+COMMAND_UNKNOWN = b"500 5.5.1 Command not recognized\r\n"
+COMMAND_REFUSED = b"502 5.5.1 Command not available through this filter\r\n"
+COMMAND_TOO_LONG = b"500 5.5.2 Line too long\r\n"
+FORBIDDEN_OCTET = b"500 5.5.2 Commands end with CRLF and hold no NUL, CR or LF\r\n"
+DATA_WITH_ARGUMENT = b"501 5.5.4 DATA takes no argument\r\n"
+HELLO_FIRST = b"503 5.5.1 Send HELO or EHLO first\r\n"
+NO_RECIPIENTS = b"554 5.5.1 No valid recipients\r\n"
+XCLIENT_REFUSED = b"550 5.7.0 XCLIENT is not allowed from here\r\n"
+
+# RFC 5321 section 3.8: 421 may answer any command, and the connection closes behind it.
+BDAT_LENGTH_UNKNOWN = b"421 4.5.4 BDAT without a length that can be read; closing\r\n"
+SHUTTING_DOWN = b"421 4.3.2 Service shutting down; try again later\r\n"
+TOO_MANY_CONNECTIONS = b"421 4.3.2 Too many connections; try again later\r\n"
+NEXT_HOP_UNREACHABLE = b"421 4.4.1 Next hop cannot be reached; try again later\r\n"
+NEXT_HOP_LOST = b"421 4.4.2 Connection to the next hop was lost; try again later\r\n"
+NEXT_HOP_CONFUSED = b"421 4.3.0 Next hop gave an answer out of order; try again later\r\n"
+CLIENT_TIMED_OUT = b"421 4.4.2 Timed out waiting for you; closing\r\n"
+LOOP = b"421 4.4.6 Connection loops back to this filter; closing\r\n"
+
+
+def greeting() -> bytes:
+    """Return the first line of the dialogue (RFC 5321 section 4.2)."""
+    return b"220 %b ESMTP\r\n" % NAME
+
+
+def hello() -> bytes:
+    """Return the reply to HELO (RFC 5321 section 4.1.1.1)."""
+    return b"250 %b\r\n" % NAME

@@ -1,0 +1,260 @@
+"""The grammar of SMTP: command lines, paths, reply lines, XFORWARD attributes, and their limits."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = [
+    "AUTH_LINE_MAX",
+    "COMMAND_LINE_MAX",
+    "CommandLines",
+    "Malformed",
+    "Refused",
+    "Reply",
+    "ReplyReader",
+    "parse_command",
+    "parse_path",
+    "parse_xforward",
+    "xtext",
+]
+
+#: Octets of a command line without its CRLF. RFC 5321 section 4.5.3.1.4 asks for 512 and has extensions add
+#: to it; the sum of all that we pass stays below this.
+COMMAND_LINE_MAX = 2048
+
+#: Octets of a line in an AUTH dialogue (RFC 4954 section 4: 12288 with its CRLF).
+AUTH_LINE_MAX = 12286
+
+#: Octets of a whole reply. RFC 5321 section 4.5.3.1.5 asks for 512 a line; EHLO and HELP have some dozens.
+REPLY_MAX = 65536
+
+_FORBIDDEN = re.compile(rb"[\0\n]|\r(?!\n)")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A line that must not be passed on: ``too_long``, or else it holds NUL or a bare CR or LF."""
+
+    too_long: bool
+
+
+class CommandLines:
+    """Cuts what the client sends into lines that end with CRLF (RFC 5321 section 2.3.8).
+
+    Octets that are no commands, such as the text of a message, are taken out with :meth:`take_all`.
+    A line with NUL, or with CR or LF that are not a pair, is refused as one line up to its CRLF: were
+    it cut at a bare LF, ``DA<NUL>`` could be completed by what follows.
+    """
+
+    __slots__ = ("_data", "_refusing")
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._refusing = False
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def feed(self, data: bytes) -> None:
+        """Append octets from the client."""
+        self._data = self._data + data if self._data else data
+
+    def take_all(self) -> bytes:
+        """Take out everything, as it stands."""
+        data, self._data = self._data, b""
+        return data
+
+    def next(self, limit: int) -> bytes | Refused | None:
+        """Take out the next line, without CRLF; None if its end has not come.
+
+        The refusal of a line comes as soon as it is certain, once; the rest of that line is then dropped.
+        What comes out depends on the octets alone, not on how they were cut into segments.
+        """
+        while True:
+            end = self._data.find(b"\r\n")
+            if self._refusing:
+                if end < 0:
+                    # A CR at the very end may be half of the CRLF that ends the line.
+                    self._data = b"\r" if self._data.endswith(b"\r") else b""
+                    return None
+                self._data = self._data[end + 2 :]
+                self._refusing = False
+                continue
+            if end < 0:
+                return self._check_partial(limit)
+            line = self._data[:end]
+            self._data = self._data[end + 2 :]
+            return self._verdict(line, limit) or line
+
+    def _check_partial(self, limit: int) -> Refused | None:
+        data = self._data
+        line = data[:-1] if data.endswith(b"\r") else data
+        refused = self._verdict(line, limit)
+        if refused:
+            self._refusing = True
+            self._data = data[len(line) :]
+        return refused
+
+    @staticmethod
+    def _verdict(line: bytes, limit: int) -> Refused | None:
+        bad = _FORBIDDEN.search(line)
+        if bad and bad.start() < limit:
+            return Refused(too_long=False)
+        if len(line) > limit:
+            return Refused(too_long=True)
+        return None
+
+
+_BLANKS = re.compile(rb"[ \t]+")
+
+
+def parse_command(line: bytes) -> tuple[bytes, bytes]:
+    """Split a command line into its verb, in upper case, and its argument without outer blanks."""
+    verb, *rest = _BLANKS.split(line, maxsplit=1)
+    return verb.upper(), rest[0].rstrip(b" \t") if rest else b""
+
+
+# A path in angle brackets, which may hold a quoted local part with any octet in it (RFC 5321 section 4.1.2).
+_BRACKETED = re.compile(rb'<((?:[^"\\<>]|\\.|"(?:[^"\\]|\\.)*")*)>', re.DOTALL)
+
+
+def parse_path(argument: bytes, keyword: bytes) -> bytes:
+    """Return the mailbox in the argument of MAIL (keyword ``FROM``) or RCPT (keyword ``TO``).
+
+    Without the brackets, and without a source route (RFC 5321 appendix C). The null reverse-path gives an
+    empty result. It never fails: whether an address is good is for the next hop to say, so an argument
+    of another form is returned as it stands.
+    """
+    name, colon, rest = argument.partition(b":")
+    if not colon or name.strip().upper() != keyword:
+        return argument
+    rest = rest.strip(b" \t")
+    match = _BRACKETED.match(rest)
+    if match is None:
+        return rest.split(b" ", 1)[0]
+    path = match.group(1)
+    if path.startswith(b"@"):
+        path = path.partition(b":")[2] or path
+    return path
+
+
+_HEX_PAIR = re.compile(rb"\+([0-9A-Fa-f]{2})")
+
+
+def _decode_xtext(value: bytes) -> bytes:
+    """Undo the quoting of RFC 3461 section 4."""
+    return _HEX_PAIR.sub(lambda pair: bytes((int(pair.group(1), 16),)), value)
+
+
+_PLAIN = frozenset(range(33, 127)) - {ord("+"), ord("=")}
+
+
+def xtext(value: bytes) -> bytes:
+    """Quote octets as RFC 3461 section 4 wants them in the value of an attribute."""
+    return b"".join(bytes((octet,)) if octet in _PLAIN else b"+%02X" % octet for octet in value)
+
+
+def parse_xforward(argument: bytes) -> dict[bytes, bytes | None]:
+    """Return the attributes of an XFORWARD command (Postfix XFORWARD_README), names in upper case.
+
+    An attribute that the client says it does not know (``[UNAVAILABLE]``, ``[TEMPUNAVAIL]``) is None. The
+    prefix ``IPv6:`` of an address is left away. Words that are no attributes are passed over: it is
+    the next hop that accepts or refuses the command.
+    """
+    found: dict[bytes, bytes | None] = {}
+    for word in argument.split():
+        name, equals, value = word.partition(b"=")
+        if not equals:
+            continue
+        decoded = _decode_xtext(value)
+        if name.upper() == b"ADDR" and decoded[:5].upper() == b"IPV6:":
+            decoded = decoded[5:]
+        unknown = value.upper() in (b"", b"[UNAVAILABLE]", b"[TEMPUNAVAIL]")
+        found[name.upper()] = None if unknown else decoded
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete reply of the next hop (RFC 5321 section 4.2).
+
+    ``lines`` are the texts behind code and separator.
+    """
+
+    code: int
+    lines: tuple[bytes, ...]
+
+    @property
+    def positive(self) -> bool:
+        """Whether the command succeeded (2yz)."""
+        return 200 <= self.code <= 299
+
+    @property
+    def negative(self) -> bool:
+        """Whether the next hop refused, for now (4yz) or for good (5yz)."""
+        return self.code >= 400
+
+    def encode(self) -> bytes:
+        """Return the reply as it goes to the client, each line ended by CRLF."""
+        *first, last = self.lines
+        return b"".join(b"%d-%b\r\n" % (self.code, text) for text in first) + b"%d %b\r\n" % (self.code, last)
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Something from the next hop that is no SMTP reply; nothing after it can be relied on."""
+
+    text: bytes
+
+
+# Some servers leave the blank away when there is no text; RFC 5321 section 4.2 wants it understood.
+_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?\Z")
+
+
+class ReplyReader:
+    """Assembles replies from octets of the next hop, in whatever pieces they come.
+
+    A reply counts only when its last line is there with its line end. All lines must have the same code
+    (RFC 5321 section 4.2.1). Lines end with CRLF; a bare LF is taken too, which can shift no reply.
+    """
+
+    __slots__ = ("_code", "_data", "_lines", "_size")
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._code = 0
+        self._lines: list[bytes] = []
+        self._size = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether a reply has begun and not ended."""
+        return bool(self._data or self._lines)
+
+    def feed(self, data: bytes) -> None:
+        """Append octets from the next hop."""
+        self._data = self._data + data if self._data else data
+
+    def next(self) -> Reply | Malformed | None:
+        """Take out the next complete reply; None if there is none yet."""
+        while (end := self._data.find(b"\n")) >= 0:
+            line = self._data[:end].removesuffix(b"\r")
+            self._data = self._data[end + 1 :]
+            self._size += end
+            match = _REPLY_LINE.match(line)
+            if match is None or self._size > REPLY_MAX:
+                return Malformed(line[:200])
+            code = int(match.group(1))
+            if self._lines and code != self._code:
+                return Malformed(line[:200])
+            self._code = code
+            self._lines.append(match.group(3) or b"")
+            if match.group(2) != b"-":
+                reply = Reply(code, tuple(self._lines))
+                self._lines = []
+                self._size = 0
+                return reply
+        if self._size + len(self._data) > REPLY_MAX:
+            return Malformed(self._data[:200])
+        return None

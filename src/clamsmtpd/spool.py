@@ -1,0 +1,210 @@
+"""Where a message waits for its verdict: in memory while it is small, in a file without a name when it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import string
+from collections.abc import Iterable, Iterator
+
+from clamsmtpd.smtp.body import unstuff
+
+__all__ = ["MEMORY_MAX", "Spool"]
+
+#: Octets of a message that stay in memory.
+MEMORY_MAX = 262144
+
+#: Octets read from a file at once.
+_PIECE = 262144
+
+# A client that sends octet by octet would otherwise have an object of Python for each.
+_CHUNKS_MAX = 512
+
+_LETTERS = string.ascii_letters + string.digits
+
+# How many names to try before it is not bad luck any more.
+_NAMES = 100
+
+
+class Spool:
+    """The text of one message, as on the wire: dots stuffed, ending in CRLF or empty, without the final dot.
+
+    ``name`` is what clamd's log shows for a message that was in memory. ``keep``: leave the text in
+    ``temp_directory`` in the end, as ``clamsmtpd.XXXXXX`` (setting DebugFiles). Methods that store raise OSError.
+    """
+
+    __slots__ = ("_chunks", "_directory", "_fd", "_keep", "_name", "_path", "_plain_fd", "_stuffed", "size")
+
+    def __init__(self, temp_directory: str, name: str, *, keep: bool = False) -> None:
+        self._directory = temp_directory
+        self._name = name
+        self._keep = keep
+        #: Octets stored so far.
+        self.size = 0
+        self._chunks: list[bytes] = []
+        # A file with the text as on the wire, once it has become too large for memory.
+        self._fd = -1
+        # A file with the text as its author wrote it, where that is not the same, or when it is in memory.
+        self._plain_fd = -1
+        self._path: str | None = None
+        self._stuffed = False
+
+    def append(self, data: bytes) -> None:
+        """Store the next octets. Raises OSError, such as for a full disk; the spool is then good for nothing."""
+        self.size += len(data)
+        if self._fd >= 0:
+            _write(self._fd, data)
+            return
+        self._chunks.append(data)
+        if self.size > MEMORY_MAX:
+            self._fd = _open_unnamed(self._directory)
+            _write_all(self._fd, self._chunks)
+            self._chunks.clear()
+        elif len(self._chunks) > _CHUNKS_MAX:
+            self._chunks = [b"".join(self._chunks)]
+
+    def seal(self, *, stuffed: bool) -> None:
+        """Take the text as complete. ``stuffed``: some of its lines start with a dot."""
+        self._stuffed = stuffed
+        if len(self._chunks) > 1:
+            self._chunks = [b"".join(self._chunks)]
+
+    # ---- for the next hop ---------------------------------------------------------------------
+
+    def wire(self, offset: int, field: bytes) -> Iterator[bytes]:
+        """Yield the text as on the wire, with ``field`` inserted at octet ``offset``."""
+        if self._fd < 0:
+            text = b"".join(self._chunks)
+            yield from filter(None, (text[:offset], field, text[offset:]))
+        else:
+            yield from _read(self._fd, 0, offset)
+            if field:
+                yield field
+            yield from _read(self._fd, offset, self.size)
+
+    # ---- for the scanner: the text without stuffed dots ---------------------------------------
+
+    @property
+    def scan_size(self) -> int:
+        """Octets that the scanner will see; it may cost reading the text."""
+        return sum(map(len, self.pieces())) if self._stuffed else self.size
+
+    def descriptor(self) -> int:
+        """Return an open file with the text, at its start. It stays ours. Raises OSError."""
+        if self._fd >= 0 and not self._stuffed:
+            plain = self._fd
+        else:
+            if self._plain_fd < 0:
+                self._plain_fd = self._make_plain()
+            plain = self._plain_fd
+        os.lseek(plain, 0, os.SEEK_SET)
+        return plain
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the text in pieces of at most 256 KiB."""
+        text = _read(self._fd, 0, self.size) if self._fd >= 0 else iter(self._chunks)
+        return unstuff(text) if self._stuffed else text
+
+    def path(self) -> str:
+        """Return the name of a file with the text, for a clamd that takes no descriptors. Raises OSError.
+
+        The group may read it: clamd is another user, and a group of both is how it is let in.
+        """
+        if self._path is None:
+            self._path = self._write_named("clamsmtpd.", 0o640)
+        return self._path
+
+    # ---- what stays ---------------------------------------------------------------------------
+
+    def quarantine(self) -> str:
+        """Keep the text in TempDirectory as ``virus.XXXXXX``, for nobody else to read; return its path."""
+        return self._write_named("virus.", 0o600)
+
+    def close(self) -> None:
+        """Forget the text. Raises OSError when it was to be kept and could not be."""
+        try:
+            if self._keep:
+                self._keep = False
+                self._write_named("clamsmtpd.", 0o600)
+        finally:
+            for fd in (self._fd, self._plain_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._fd = self._plain_fd = -1
+            self._chunks = []
+            self.size = 0
+            if self._path is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
+                self._path = None
+
+    def _make_plain(self) -> int:
+        # clamd may still have the file of the message before mapped: each message gets one of its own.
+        fd = os.memfd_create(self._name) if self._fd < 0 else _open_unnamed(self._directory)
+        try:
+            _write_all(fd, self.pieces())
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _write_named(self, prefix: str, mode: int) -> str:
+        """Write the text to a new file with a random name; the file is whole or not there. Raises OSError."""
+        fd, path = _create_named(self._directory, prefix, mode)
+        try:
+            # The umask of a daemon takes away more than is wanted for a group.
+            os.fchmod(fd, mode)
+            _write_all(fd, self.pieces())
+            os.fsync(fd)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+        return path
+
+
+def _create_named(directory: str, prefix: str, mode: int) -> tuple[int, str]:
+    for _ in range(_NAMES):
+        path = os.path.join(directory, prefix + "".join(secrets.choice(_LETTERS) for _ in range(6)))
+        # O_EXCL neither overwrites a file nor follows a link that somebody put in the way.
+        with contextlib.suppress(FileExistsError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), path
+    raise FileExistsError(errno.EEXIST, f"no free name {prefix}XXXXXX", directory)
+
+
+def _open_unnamed(directory: str) -> int:
+    """Open a file that nobody else can open and that is gone with the process."""
+    try:
+        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # What file systems without O_TMPFILE, and kernels before it, say.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            raise
+    fd, path = _create_named(directory, "clamsmtpd.", 0o600)
+    os.unlink(path)
+    return fd
+
+
+def _write(fd: int, data: bytes) -> None:
+    written = os.write(fd, data)
+    while written < len(data):
+        data = data[written:]
+        written = os.write(fd, data)
+
+
+def _write_all(fd: int, pieces: Iterable[bytes]) -> None:
+    for piece in pieces:
+        _write(fd, piece)
+
+
+def _read(fd: int, start: int, stop: int) -> Iterator[bytes]:
+    """Yield octets ``start`` to ``stop``, without moving the position: clamd shares it."""
+    while start < stop:
+        piece = os.pread(fd, min(_PIECE, stop - start), start)
+        if not piece:
+            raise OSError(errno.EIO, "the spool file ended early")
+        yield piece
+        start += len(piece)

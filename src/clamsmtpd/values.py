@@ -1,0 +1,141 @@
+"""The nouns that every layer may speak of: addresses, envelopes, verdicts, decisions.
+
+Nothing here does anything. Names follow RFC 5321 (envelope, reply), RFC 5598
+(next hop is the MTA that we hand the message to) and clamd(8) (verdict).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+__all__ = [
+    "Action",
+    "Address",
+    "Bounce",
+    "Clean",
+    "Decision",
+    "Defer",
+    "Deliver",
+    "Drop",
+    "Envelope",
+    "Infected",
+    "StartError",
+    "TcpAddress",
+    "Unscanned",
+    "UnixAddress",
+    "Verdict",
+]
+
+
+class StartError(Exception):
+    """The daemon cannot start; ``str()`` is one line that says what is wrong and what would be right."""
+
+
+class Action(enum.Enum):
+    """What the settings want done with an infected message."""
+
+    DROP = "drop"
+    BOUNCE = "bounce"
+    PASS = "pass"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A stream socket in the file system, named by its path."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A TCP end point.
+
+    ``host`` is an IPv4 or IPv6 address without brackets, or a host name that is
+    resolved anew for every connection. ``None`` means what the setting gives it:
+    every local address for ``Listen``, the client's own address for ``OutAddress``
+    (the loopback feature).
+    """
+
+    host: str | None
+    port: int
+
+    def __str__(self) -> str:
+        if self.host is None:
+            return str(self.port)
+        if ":" in self.host:
+            return f"[{self.host}]:{self.port}"
+        return f"{self.host}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What SMTP said about a message, beside its text (RFC 5321 section 2.3.1).
+
+    Octets as they came over the wire, without the angle brackets: whoever shows
+    them to a log, a shell or a person does the escaping that suits that place.
+    ``remote`` and ``remote_helo`` come from an XFORWARD that the next hop accepted.
+    """
+
+    sender: bytes = b""
+    recipients: tuple[bytes, ...] = ()
+    remote: bytes | None = None
+    remote_helo: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """The scanner looked at the whole message and found nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Infected:
+    """The scanner found a virus. ``name`` is printable ASCII without blanks."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unscanned:
+    """There is no verdict. ``reason`` says why, for the log, in one line."""
+
+    reason: str
+
+
+Verdict = Clean | Infected | Unscanned
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand the message to the next hop with ``field`` added.
+
+    ``field`` is a whole header field with its final CRLF, or empty. It stands on
+    top of the message when ``on_top`` is true, else at the end of the header section.
+    """
+
+    field: bytes = b""
+    on_top: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Tell the client 250 and deliver nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounce:
+    """Tell the client 550 and deliver nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Tell the client 451 and deliver nothing: it is to try again later."""
+
+
+Decision = Deliver | Drop | Bounce | Defer
