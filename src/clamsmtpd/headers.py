@@ -32,7 +32,7 @@ def rfc5322_date(now: datetime) -> str:
 
 
 class HeaderTemplate:
-    """A template of a header field, ready to be filled in.
+    r"""A template of a header field, ready to be filled in.
 
     ``%i`` is the client's address, ``%l`` the local address, ``%d`` the date, ``%%`` a percent sign; an
     unknown symbol stands for nothing, as it always has. ``\\r``, ``\\n`` and ``\\t`` stand for themselves.

@@ -32,7 +32,7 @@ _OUTPUT_LIMIT = 1.0
 _CONTROLS = re.compile(rb"[\x00-\x1f\x7f]|\xc2[\x80-\x9f]")
 
 
-def environment(  # noqa: PLR0913 - one parameter for each thing that the hook may know
+def environment(
     envelope: Envelope,
     *,
     client: str,

@@ -36,7 +36,9 @@ def _listen_tcp(address: TcpAddress) -> list[socket.socket]:
     if address.host is None:
         # One IPv6 socket takes IPv4 as well. Without IPv6 in the kernel there is IPv4 alone.
         if socket.has_dualstack_ipv6():
-            return [socket.create_server(("::", address.port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)]
+            return [
+                socket.create_server(("::", address.port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
+            ]
         return [socket.create_server(("", address.port), backlog=BACKLOG)]
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []

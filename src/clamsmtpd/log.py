@@ -37,7 +37,7 @@ def _escape(data: str | bytes, unsafe: re.Pattern[str]) -> str:
 
 
 def escape(data: str | bytes) -> str:
-    """Return ``data`` on one line: all but printable ASCII, and the backslash, as ``\\xHH``."""
+    r"""Return ``data`` on one line: all but printable ASCII, and the backslash, as ``\\xHH``."""
     return _escape(data, _UNSAFE)
 
 
@@ -145,7 +145,6 @@ def configure(level: int | None) -> None:
         old.close()
     # Each of these would cost something for every line, and no format of ours shows them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.logAsyncioTasks = False
     # A log that cannot be written is no reason to write a traceback instead.
     logging.raiseExceptions = False
     handler: logging.Handler

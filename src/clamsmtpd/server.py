@@ -65,7 +65,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self._open_reserve()
         for sock in self._sockets:
-            sock.setblocking(False)
+            sock.settimeout(0)
             loop.add_reader(sock, self._accept, sock)
         await stop.wait()
         for sock in self._sockets:
@@ -94,7 +94,7 @@ class Server:
                     return
                 # accept(2): errors that are already pending on the new connection, which is lost.
                 continue
-            sock.setblocking(False)
+            sock.settimeout(0)
             if len(self._sessions) >= self._settings.max_connections:
                 self._complain("MaxConnections is reached: %d", self._settings.max_connections)
                 _refuse(sock)
@@ -128,7 +128,7 @@ class Server:
             self._reserve = -1
             with contextlib.suppress(OSError):
                 sock, _address = listener.accept()
-                sock.setblocking(False)
+                sock.settimeout(0)
                 _refuse(sock)
             self._open_reserve()
             return

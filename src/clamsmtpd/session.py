@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import ParamSpec, cast
+from typing import ClassVar, ParamSpec, cast
 
 from clamsmtpd.config import Settings
 from clamsmtpd.inspection import Inspector, Route
@@ -56,6 +56,8 @@ LINGER_LIMIT = 30.0
 WRITE_SIZE = 262144
 
 _Event = ParamSpec("_Event")
+
+_STREAMS = frozenset({Awaits.DATA, Awaits.TRANSMISSION})
 
 #: Both ends of a connection; None for an end that is no TCP address.
 Connection = tuple[TcpAddress | None, TcpAddress | None]
@@ -222,6 +224,7 @@ class Session:
     # ---- the client's connection --------------------------------------------------------------
 
     def client_made(self, transport: asyncio.Transport) -> None:
+        """Start the dialogue: the client is there."""
         self._client = transport
         self._connecting = self._loop.create_task(self._connect())
         self._watch_time()
@@ -229,12 +232,14 @@ class Session:
             self._schedule_keep_alive()
 
     def client_received(self, data: bytes) -> None:
+        """Take octets from the client."""
         self._client_octets += len(data)
         if self._debug and self.relay.awaits is not Awaits.DATA:
             self._trace("CLIENT <", data)
         self.run(self.relay.client_data, data)
 
     def client_lost(self) -> None:
+        """Go on without a client."""
         self._client = None
         self.run(self.relay.client_lost)
         self._finish()
@@ -256,7 +261,7 @@ class Session:
             if isinstance(address, UnixAddress):
                 await self._loop.create_unix_connection(lambda: _ServerProtocol(self), address.path)
             else:
-                await self._loop.create_connection(lambda: _ServerProtocol(self), address.host, address.port)
+                await self._loop.create_connection(lambda: _ServerProtocol(self), address.host or "", address.port)
         except (OSError, ValueError) as error:
             # ValueError: a host name that the resolver cannot even encode.
             self._connecting = None
@@ -273,6 +278,7 @@ class Session:
         return address
 
     def server_made(self, transport: asyncio.Transport) -> None:
+        """Take over the connection to the next hop, unless it is a loop."""
         self._server = transport
         if self._ends in self._host.outgoing:
             self._refuse_loop("it comes from this filter itself")
@@ -285,11 +291,13 @@ class Session:
         self._route = replace(self._route, server=_host_of(self._server_ends[1]))
 
     def server_received(self, data: bytes) -> None:
+        """Take octets from the next hop."""
         if self._debug:
             self._trace("SERVER <", data)
         self.run(self.relay.server_data, data)
 
     def server_lost(self, error: Exception | None) -> None:
+        """Go on without a next hop."""
         self._host.outgoing.discard(self._server_ends)
         self._server = None
         self._pieces = None
@@ -298,6 +306,7 @@ class Session:
         self._finish()
 
     def server_full(self, *, full: bool) -> None:
+        """React to a next hop that does not take the text fast enough: wait with the rest."""
         self._server_full = full
         if not full:
             self._send_text()
@@ -306,9 +315,10 @@ class Session:
 
     def run(self, event: Callable[_Event, list[Effect]], *args: _Event.args, **kwargs: _Event.kwargs) -> None:
         """Give one event to the relay, perform all that comes of it, and set the clock."""
+        perform = self._PERFORM
         try:
             for effect in event(*args, **kwargs):
-                _PERFORM[type(effect)](self, effect)
+                perform[type(effect)](self, effect)
             self._flush()
             self._watch_time()
             self._set_reading()
@@ -360,9 +370,7 @@ class Session:
     async def _judge(self, spool: Spool, effect: Inspect) -> None:
         decision: Decision
         try:
-            decision = await self._host.inspector.inspect(
-                spool, effect.envelope, self._route, stuffed=effect.stuffed
-            )
+            decision = await self._host.inspector.inspect(spool, effect.envelope, self._route, stuffed=effect.stuffed)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become a delivery
             _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
             _log.debug("%s: traceback", self.tag, exc_info=error)
@@ -540,21 +548,18 @@ class Session:
             b"DESTPORT": b"%d" % local.port if local is not None else b"[UNAVAILABLE]",
         }
 
-
-_STREAMS = frozenset({Awaits.DATA, Awaits.TRANSMISSION})
-
-_PERFORM: dict[type, Callable[..., None]] = {
-    ToClient: Session._say,
-    ToServer: Session._ask,
-    BeginMessage: Session._begin,
-    Store: Session._store,
-    Inspect: Session._inspect,
-    Transmit: Session._transmit,
-    Discard: Session._discard,
-    CloseServer: Session._close_server,
-    CloseClient: Session._close_client,
-    Note: Session._note,
-}
+    _PERFORM: ClassVar[dict[type, Callable[..., None]]] = {
+        ToClient: _say,
+        ToServer: _ask,
+        BeginMessage: _begin,
+        Store: _store,
+        Inspect: _inspect,
+        Transmit: _transmit,
+        Discard: _discard,
+        CloseServer: _close_server,
+        CloseClient: _close_client,
+        Note: _note,
+    }
 
 
 def _host_of(end: TcpAddress | None) -> str:

@@ -22,8 +22,8 @@ __all__ = [
     "Infected",
     "StartError",
     "TcpAddress",
-    "Unscanned",
     "UnixAddress",
+    "Unscanned",
     "Verdict",
 ]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from clamsmtpd.clamd.protocol import FILDES, INSTREAM, STREAM_END, ReplyReader, chunk_header, scan_request
-from clamsmtpd.values import Address, TcpAddress, Unscanned, UnixAddress, Verdict
+from clamsmtpd.values import Address, TcpAddress, UnixAddress, Unscanned, Verdict
 
 __all__ = ["Scannable", "Scanner"]
 
@@ -100,7 +100,7 @@ async def _ask_locally(address: UnixAddress, request: bytes, descriptors: list[i
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
         try:
             # For a unix socket, EAGAIN is no connection under way but a full queue (connect(2)).
-            while (code := sock.connect_ex(address.path)) == errno.EAGAIN:
+            while (code := sock.connect_ex(address.path)) == errno.EAGAIN:  # noqa: ASYNC110 - nothing tells when
                 await asyncio.sleep(_RETRY)
             if code:
                 raise OSError(code, os.strerror(code))

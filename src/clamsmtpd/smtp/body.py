@@ -59,6 +59,7 @@ class EndOfData:
             # No end can lie across the border, so a chunk of many octets need not be copied.
             if held:
                 self.stuffed = True
+                self.deceptive = self.deceptive or held == b".\r"
             window = held + data if held else data
             begin = 0
         end = self._find_end(window)
@@ -86,6 +87,9 @@ class EndOfData:
             at = match.start()
             if at and window[at - 1 : at + 4] == b"\r\n.\r\n":
                 return at + 1
+            if match.end() == len(window) and window[at - 1 : at + 3] == b"\r\n.\r":
+                # Whether that is the end, the next octet tells.
+                continue
             if window[at] or self._starts_line(window, at):
                 self.deceptive = True
         return -1
@@ -211,10 +215,7 @@ def unstuff(pieces: Iterable[bytes]) -> Iterator[bytes]:
     virtual = len(tail)
     for piece in pieces:
         window = tail + piece
-        if window.endswith(b"\r\n"):
-            kept = 2
-        else:
-            kept = 1 if window.endswith(b"\r") else 0
+        kept = 2 if window.endswith(b"\r\n") else window.endswith(b"\r")
         body = window[: len(window) - kept]
         tail = window[len(body) :]
         text = body.replace(b"\r\n.", b"\r\n")

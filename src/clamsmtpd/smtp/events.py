@@ -126,15 +126,4 @@ class Note:
     text: str
 
 
-Effect = (
-    ToClient
-    | ToServer
-    | BeginMessage
-    | Store
-    | Discard
-    | Inspect
-    | Transmit
-    | CloseServer
-    | CloseClient
-    | Note
-)
+Effect = ToClient | ToServer | BeginMessage | Store | Discard | Inspect | Transmit | CloseServer | CloseClient | Note

@@ -123,8 +123,6 @@ class Relay:
         "steps",
     )
 
-    _HANDLERS: ClassVar[dict[bytes, Callable[[Relay, bytes, bytes], None]]]
-
     def __init__(self, *, xclient: Mapping[bytes, bytes] | None = None) -> None:
         #: Counts complete commands and replies, so that a clock can tell progress from dribble.
         self.steps = 0
@@ -711,7 +709,7 @@ class Relay:
 
     # Verbs that are not here are unknown. That, too, is an allow-list: a verb that opened another way for
     # a message would lead it past the scanner.
-    _HANDLERS = {
+    _HANDLERS: ClassVar[dict[bytes, Callable[[Relay, bytes, bytes], None]]] = {
         b"HELO": _do_helo,
         b"EHLO": _do_ehlo,
         b"MAIL": _do_mail,

@@ -1,0 +1,28 @@
+"""Every reply that we make up is a reply."""
+
+from __future__ import annotations
+
+import re
+
+from clamsmtpd.smtp import replies
+from clamsmtpd.smtp.syntax import Reply, ReplyReader
+
+MADE_UP = {name: getattr(replies, name) for name in replies.__all__ if name.isupper() and name != "NAME"}
+
+
+def test_each_is_one_complete_line_with_the_enhanced_code_of_its_class() -> None:
+    assert len(MADE_UP) > 20
+    for name, text in MADE_UP.items():
+        reader = ReplyReader()
+        reader.feed(text)
+        reply = reader.next()
+        assert isinstance(reply, Reply), name
+        assert not reader.partial, name
+        assert len(text) <= 512, name
+        if reply.code != 354:
+            assert re.match(rb"%d\.\d{1,3}\.\d{1,3} \S" % (reply.code // 100), reply.lines[0]), name
+
+
+def test_greeting_and_hello_say_our_name() -> None:
+    assert replies.greeting() == b"220 clamsmtpd.localdomain ESMTP\r\n"
+    assert replies.hello() == b"250 clamsmtpd.localdomain\r\n"
