@@ -1,0 +1,39 @@
+# make run   one clean and one infected message through a real clamsmtpd; stays up until Ctrl-C
+# make test  every check and every test
+# make bench the time that a message costs, beside the original
+# make docs  the parts of the manual that come from the table of settings
+
+PYTHON = .venv/bin/python
+
+.PHONY: run test bench docs lint unit integration clean
+
+run:
+	@scripts/setup run
+	@$(PYTHON) tools/demo.py
+
+test:
+	@scripts/setup test
+	@scripts/check
+
+bench:
+	@scripts/setup test
+	@$(PYTHON) bench/cpu_per_message.py
+
+docs:
+	@scripts/setup python
+	@$(PYTHON) tools/generate_docs.py
+
+lint:
+	@scripts/setup python
+	@scripts/check lint
+
+unit:
+	@scripts/setup python
+	@$(PYTHON) -m pytest -n auto tests/unit
+
+integration:
+	@scripts/setup test
+	@$(PYTHON) -m pytest -n auto tests/integration
+
+clean:
+	rm -rf .venv .build .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
