@@ -50,7 +50,7 @@ LEAST_RATE = 100
 FINAL_REPLY_LIMIT = 600.0
 
 #: Seconds for a client to take the last reply before the connection is cut.
-LINGER_LIMIT = 30.0
+LINGER_LIMIT = 5.0
 
 #: Octets that go to the next hop in one write.
 WRITE_SIZE = 262144
@@ -93,7 +93,8 @@ class _ClientProtocol(asyncio.Protocol):
         self._session.client_received(data)
 
     def eof_received(self) -> bool:
-        self._session.run(self._session.relay.client_eof)
+        self._session.client_eof()
+        # A client that has said all may still listen: closing is for the relay to decide.
         return True
 
     def connection_lost(self, _error: Exception | None) -> None:
@@ -238,6 +239,12 @@ class Session:
             self._trace("CLIENT <", data)
         self.run(self.relay.client_data, data)
 
+    def client_eof(self) -> None:
+        """Go on with a client that will send nothing more."""
+        self.run(self.relay.client_eof)
+        if self._client is not None and self.relay.awaits is Awaits.NOTHING:
+            self._client.close()
+
     def client_lost(self) -> None:
         """Go on without a client."""
         self._client = None
@@ -280,6 +287,9 @@ class Session:
     def server_made(self, transport: asyncio.Transport) -> None:
         """Take over the connection to the next hop, unless it is a loop."""
         self._server = transport
+        # From here on closing the transport is what ends it. Were the task cancelled in this moment,
+        # uvloop would close it too, and tell nobody.
+        self._connecting = None
         if self._ends in self._host.outgoing:
             self._refuse_loop("it comes from this filter itself")
             return

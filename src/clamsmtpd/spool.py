@@ -60,14 +60,19 @@ class Spool:
         self._chunks.append(data)
         if self.size > MEMORY_MAX:
             self._fd = _open_unnamed(self._directory)
-            _write_all(self._fd, self._chunks)
+            _write(self._fd, b"".join(self._chunks))
             self._chunks.clear()
         elif len(self._chunks) > _CHUNKS_MAX:
             self._chunks = [b"".join(self._chunks)]
 
     def seal(self, *, stuffed: bool) -> None:
-        """Take the text as complete. ``stuffed``: some of its lines start with a dot."""
+        """Take the text as complete. ``stuffed``: some of its lines start with a dot.
+
+        Raises OSError when an append failed before: half a message must not get a verdict.
+        """
         self._stuffed = stuffed
+        if self._fd >= 0 and os.fstat(self._fd).st_size != self.size:
+            raise OSError(errno.EIO, "the spool file is not whole")
         if len(self._chunks) > 1:
             self._chunks = [b"".join(self._chunks)]
 
@@ -104,16 +109,22 @@ class Spool:
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the text in pieces of at most 256 KiB."""
-        text = _read(self._fd, 0, self.size) if self._fd >= 0 else iter(self._chunks)
-        return unstuff(text) if self._stuffed else text
+        if self._fd >= 0:
+            text = _read(self._fd, 0, self.size)
+            return unstuff(text) if self._stuffed else text
+        # In one piece, whatever it was appended or unstuffed in: each piece costs a system call.
+        whole = b"".join(unstuff(self._chunks) if self._stuffed else self._chunks)
+        return iter((whole,) if whole else ())
 
     def path(self) -> str:
         """Return the name of a file with the text, for a clamd that takes no descriptors. Raises OSError.
 
-        The group may read it: clamd is another user, and a group of both is how it is let in.
+        Our group may read it, and nobody else, for it is mail: clamd is another user, and making it a
+        member of our group is how it is let in.
         """
         if self._path is None:
-            self._path = self._write_named("clamsmtpd.", 0o640)
+            # clamd has a working directory of its own.
+            self._path = os.path.abspath(self._write_named("clamsmtpd.", 0o640, lasting=False))
         return self._path
 
     # ---- what stays ---------------------------------------------------------------------------
@@ -142,7 +153,7 @@ class Spool:
 
     def _make_plain(self) -> int:
         # clamd may still have the file of the message before mapped: each message gets one of its own.
-        fd = os.memfd_create(self._name) if self._fd < 0 else _open_unnamed(self._directory)
+        fd = _open_in_memory(self._name, self._directory) if self._fd < 0 else _open_unnamed(self._directory)
         try:
             _write_all(fd, self.pieces())
         except BaseException:
@@ -150,16 +161,18 @@ class Spool:
             raise
         return fd
 
-    def _write_named(self, prefix: str, mode: int) -> str:
+    def _write_named(self, prefix: str, mode: int, *, lasting: bool = True) -> str:
         """Write the text to a new file with a random name; the file is whole or not there. Raises OSError."""
         fd, path = _create_named(self._directory, prefix, mode)
         try:
             # The umask of a daemon takes away more than is wanted for a group.
             os.fchmod(fd, mode)
             _write_all(fd, self.pieces())
-            os.fsync(fd)
+            if lasting:
+                os.fsync(fd)
         except BaseException:
-            os.unlink(path)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
             raise
         finally:
             os.close(fd)
@@ -173,6 +186,14 @@ def _create_named(directory: str, prefix: str, mode: int) -> tuple[int, str]:
         with contextlib.suppress(FileExistsError):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), path
     raise FileExistsError(errno.EEXIST, f"no free name {prefix}XXXXXX", directory)
+
+
+def _open_in_memory(name: str, directory: str) -> int:
+    try:
+        return os.memfd_create(name)
+    except OSError:
+        # Sandboxes and vm.memfd_noexec forbid it. A file does as well, only not as fast.
+        return _open_unnamed(directory)
 
 
 def _open_unnamed(directory: str) -> int:
