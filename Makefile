@@ -9,7 +9,7 @@ PYTHON = .venv/bin/python
 
 run:
 	@scripts/setup run
-	@$(PYTHON) tools/demo.py
+	@$(PYTHON) -m tools.demo
 
 test:
 	@scripts/setup test

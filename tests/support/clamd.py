@@ -1,0 +1,104 @@
+"""A clamd of our own, with a database of our own: its verdicts do not change from day to day."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from clamsmtpd.values import TcpAddress, UnixAddress
+from tests.support.process import Program, accepts, free_port
+
+__all__ = ["EICAR", "EICAR_NAME", "TESTFILE_NAME", "TEST_FILES", "Clamd"]
+
+#: The test file that every scanner knows (eicar.org). In two halves, or a scanner would take this file away.
+EICAR = rb"X5O!P%@AP[4\PZX54(P^)7CC)7}" + rb"$EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
+
+#: What clamd says for each; it marks signatures that are not the official ones.
+EICAR_NAME = "Eicar-Test-Signature.UNOFFICIAL"
+TESTFILE_NAME = "ClamAV-Test-File.UNOFFICIAL"
+
+#: The files of the package clamav-testfiles: one small program, packed in many ways.
+TEST_FILES = Path("/usr/share/clamav-testfiles")
+
+
+class Clamd:
+    """A running clamd, at the Unix socket ``unix`` and at the TCP port ``tcp``.
+
+    ``settings`` are further lines of clamd.conf(5). It runs as whoever runs the tests.
+    """
+
+    def __init__(self, *settings: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-clamd-"))
+        self.folder.chmod(0o755)
+        self.unix = UnixAddress(str(self.folder / "clamd.sock"))
+        self.tcp = TcpAddress("127.0.0.1", free_port())
+        self.log = self.folder / "log"
+        self._write_database(self.folder / "database")
+        lines = [
+            "Foreground yes",
+            f"DatabaseDirectory {self.folder / 'database'}",
+            f"TemporaryDirectory {self.folder}",
+            f"LocalSocket {self.unix.path}",
+            "LocalSocketMode 666",
+            f"TCPSocket {self.tcp.port}",
+            f"TCPAddr {self.tcp.host}",
+            f"LogFile {self.log}",
+            "LogTime yes",
+            "LogClean yes",
+            # Started as root it would else become clamav, who may not read this folder's neighbours.
+            *(["User root"] if os.geteuid() == 0 else []),
+            *settings,
+        ]
+        configuration = self.folder / "clamd.conf"
+        configuration.write_text("\n".join(lines) + "\n")
+        self._program = Program(["clamd", f"--config-file={configuration}"], output=self.folder / "output")
+        try:
+            self._program.wait_until(
+                lambda: accepts(self.unix.path) and accepts(("127.0.0.1", self.tcp.port)),
+                "clamd to accept connections",
+                seconds=50,
+            )
+        except BaseException:
+            self.stop()
+            raise
+
+    @staticmethod
+    def _write_database(folder: Path) -> None:
+        folder.mkdir()
+        name = EICAR_NAME.removesuffix(".UNOFFICIAL")
+        (folder / "test.ndb").write_text(f"{name}:0:*:{EICAR.hex()}\n")
+        program = TEST_FILES / "clam.exe"
+        if program.exists():
+            content = program.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            name = TESTFILE_NAME.removesuffix(".UNOFFICIAL")
+            (folder / "test.hsb").write_text(f"{digest}:{len(content)}:{name}:73\n")
+
+    def ask(self, command: bytes) -> bytes:
+        """Send one command in the z form of clamd(8); return all that comes back."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(30)
+            connection.connect(self.unix.path)
+            connection.sendall(b"z" + command + b"\0")
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    def stop(self) -> None:
+        """End it and remove its folder."""
+        try:
+            self._program.stop()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,733 @@
+"""Connections to clamd, against clamds of ours that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+
+from clamsmtpd.clamd.client import Scanner, _Stream
+from clamsmtpd.values import Address, Clean, Infected, TcpAddress, UnixAddress, Unscanned, Verdict
+
+_Result = TypeVar("_Result")
+Run = Callable[[Coroutine[Any, Any, _Result]], _Result]
+Handler = Callable[[socket.socket], Awaitable[None]]
+
+#: A limit that no test may reach, and one that a test waits for.
+LONG, SHORT = 20.0, 0.25
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run[Any]:
+    """Runs a coroutine on each kind of event loop; no descriptor may stay behind."""
+
+    def run(main: Coroutine[Any, Any, _Result]) -> _Result:
+        async def watched() -> _Result:
+            before = os.listdir("/proc/self/fd")
+            result = await asyncio.wait_for(main, 30)
+            assert os.listdir("/proc/self/fd") == before
+            return result
+
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(watched())
+
+    return run
+
+
+@dataclass
+class Message:
+    """A message in pieces; ``at`` is where its file is for a clamd that opens it itself."""
+
+    text: list[bytes] = field(default_factory=lambda: [b"Subject: x\r\n", b"\r\ntext\r\n"])
+    at: str = "/var/spool/clamsmtpd.aB3x9Z"
+    descriptors: list[int] = field(default_factory=list)
+
+    @property
+    def scan_size(self) -> int:
+        return sum(map(len, self.text))
+
+    def descriptor(self) -> int:
+        descriptor = os.memfd_create("message")
+        self.descriptors.append(descriptor)
+        os.pwrite(descriptor, b"".join(self.text), 0)
+        return descriptor
+
+    def pieces(self) -> Iterator[bytes]:
+        return iter(self.text)
+
+    def path(self) -> str:
+        return self.at
+
+    def close(self) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+async def scan(address: Address, message: Message | None = None, *, time_out: float = LONG) -> Verdict:
+    return await scan_with(Scanner(address, time_out=time_out), message)
+
+
+async def scan_with(scanner: Scanner, message: Message | None = None) -> Verdict:
+    message = message or Message()
+    with contextlib.closing(message):
+        return await scanner.scan(message)
+
+
+@contextlib.asynccontextmanager
+async def clamd(handler: Handler, listener: socket.socket) -> AsyncIterator[None]:
+    """Serve ``listener`` one connection at a time."""
+    loop = asyncio.get_running_loop()
+    listener.setblocking(False)
+
+    async def serve() -> None:
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            with connection, contextlib.suppress(ConnectionError):
+                await handler(connection)
+
+    task = loop.create_task(serve())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        listener.close()
+
+
+@contextlib.asynccontextmanager
+async def local(path: Path, handler: Handler) -> AsyncIterator[UnixAddress]:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path / "clamd"))
+    listener.listen()
+    async with clamd(handler, listener):
+        yield UnixAddress(str(path / "clamd"))
+
+
+@contextlib.asynccontextmanager
+async def remote(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[TcpAddress]:
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    async with clamd(handler, listener):
+        yield TcpAddress(host, listener.getsockname()[1])
+
+
+async def request(connection: socket.socket) -> tuple[bytes, list[bytes]]:
+    """Receive one request as one piece; return it and the contents of the files that came with it."""
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    loop.add_reader(connection, came.set)
+    try:
+        await came.wait()
+    finally:
+        loop.remove_reader(connection)
+    data, descriptors, _, _ = socket.recv_fds(connection, 4096, 8)
+    contents = []
+    for descriptor in descriptors:
+        with os.fdopen(descriptor, "rb") as file:
+            contents.append(file.read())
+    return data, contents
+
+
+def answers(*pieces: bytes) -> Handler:
+    """Return a clamd that takes a request, answers in these pieces and closes."""
+
+    async def handler(connection: socket.socket) -> None:
+        await request(connection)
+        for piece in pieces:
+            await asyncio.get_running_loop().sock_sendall(connection, piece)
+            await asyncio.sleep(0.001)
+
+    return handler
+
+
+async def silence(connection: socket.socket) -> None:
+    """A clamd that takes everything and says nothing."""
+    while await asyncio.get_running_loop().sock_recv(connection, 65536):
+        pass
+
+
+async def deafness(_: socket.socket) -> None:
+    """A clamd that reads nothing."""
+    await asyncio.sleep(LONG)
+
+
+async def reset(connection: socket.socket) -> None:
+    """A clamd that goes without reading."""
+    await asyncio.sleep(0.05)
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def streamed(connection: socket.socket, sizes: list[int] | None = None) -> bytes:
+    """Receive a whole INSTREAM request; return its text."""
+    data = b""
+
+    async def take(count: int) -> bytes:
+        nonlocal data
+        while len(data) < count:
+            more = await asyncio.get_running_loop().sock_recv(connection, 262144)
+            assert more
+            data += more
+        taken, data = data[:count], data[count:]
+        return taken
+
+    assert await take(10) == b"zINSTREAM\0"
+    text = []
+    while size := int.from_bytes(await take(4), "big"):
+        if sizes is not None:
+            sizes.append(size)
+        text.append(await take(size))
+    assert data == b"", "nothing behind the end"
+    return b"".join(text)
+
+
+# ---- unix socket ---------------------------------------------------------------------------------
+
+
+def test_a_descriptor_comes_with_its_request(run: Run[None], tmp_path: Path) -> None:
+    requests = []
+
+    async def handler(connection: socket.socket) -> None:
+        requests.append(await request(connection))
+        connection.send(b"fd[10]: OK\0")
+
+    async def main() -> None:
+        async with local(tmp_path, handler) as address:
+            assert await scan(address) == Clean()
+
+    run(main())
+    assert requests == [(b"zFILDES\0\0", [b"Subject: x\r\n\r\ntext\r\n"])]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "verdict"),
+    [
+        ([b"fd[10]: OK\0"], Clean()),
+        ([bytes([octet]) for octet in b"fd[10]: OK\0"], Clean()),
+        ([b"fd[10]: Evil.A FO", b"UND\0"], Infected("Evil.A")),
+        ([b"fd[10]: OK"], 'it closed the connection in the middle of its reply "fd[10]: OK"'),
+        ([b"fd[10]: OK\0fd[10]: Evil FOUND\0"], "octets behind its reply"),
+        ([b"stream: OK\0"], 'it answered "stream: OK"'),
+        ([b"fd[10]: Can't allocate memory ERROR\0"], 'it answered "fd[10]: Can\'t allocate memory ERROR"'),
+        ([b"x" * 4096, b"x" * 4096], "a reply without end"),
+        ([], "it closed the connection without a reply"),
+    ],
+)
+def test_answers_over_a_unix_socket(
+    run: Run[None], tmp_path: Path, pieces: list[bytes], verdict: Verdict | str
+) -> None:
+    async def main() -> None:
+        async with local(tmp_path, answers(*pieces)) as address:
+            wanted = Unscanned(f"clamd at {address}: {verdict}") if isinstance(verdict, str) else verdict
+            assert await scan(address) == wanted
+
+    run(main())
+
+
+def test_nobody_listens(run: Run[None], tmp_path: Path) -> None:
+    path = str(tmp_path / "clamd")
+
+    async def main() -> None:
+        assert await scan(UnixAddress(path)) == Unscanned(f"clamd at {path}: No such file or directory")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(path)
+            assert await scan(UnixAddress(path)) == Unscanned(f"clamd at {path}: Connection refused")
+        long = "/" + "x" * 200
+        assert await scan(UnixAddress(long)) == Unscanned(f"clamd at {long}: AF_UNIX path too long")
+
+    run(main())
+
+
+def test_a_lost_connection(run: Run[None], tmp_path: Path) -> None:
+    async def main() -> None:
+        async with local(tmp_path, reset) as address:
+            assert await scan(address) == Unscanned(f"clamd at {address}: Connection reset by peer")
+
+    run(main())
+
+
+def test_silence_has_a_limit(run: Run[None], tmp_path: Path) -> None:
+    async def main() -> None:
+        async with local(tmp_path, silence) as address:
+            began = time.monotonic()
+            verdict = await scan(address, time_out=SHORT)
+            assert SHORT <= time.monotonic() - began < LONG
+            assert verdict == Unscanned(f"clamd at {address}: no answer within 0.25 seconds")
+
+    run(main())
+
+
+def test_a_reply_in_drops_has_the_same_limit(run: Run[None], tmp_path: Path) -> None:
+    async def handler(connection: socket.socket) -> None:
+        while True:
+            connection.send(b"x")
+            await asyncio.sleep(SHORT / 5)
+
+    async def main() -> None:
+        async with local(tmp_path, handler) as address:
+            verdict = await scan(address, time_out=SHORT)
+            assert verdict == Unscanned(f"clamd at {address}: no answer within 0.25 seconds")
+
+    run(main())
+
+
+@contextlib.contextmanager
+def full_queue(path: Path) -> Iterator[socket.socket]:
+    """Yield a listener with one connection waiting and no room for another."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path / "clamd"))
+        listener.listen(0)
+        waiting.connect(str(path / "clamd"))
+        yield listener
+
+
+def test_a_full_queue_is_waited_for(run: Run[None], tmp_path: Path) -> None:
+    async def main() -> None:
+        with full_queue(tmp_path) as listener:
+            task = asyncio.create_task(scan(UnixAddress(str(tmp_path / "clamd"))))
+            await asyncio.sleep(0.1)
+            assert not task.done()
+            listener.accept()[0].close()
+            async with clamd(answers(b"fd[10]: OK\0"), listener):
+                assert await task == Clean()
+
+    run(main())
+
+
+def test_a_full_queue_is_not_waited_for_for_ever_and_costs_little(run: Run[None], tmp_path: Path) -> None:
+    async def main() -> None:
+        with full_queue(tmp_path):
+            address = UnixAddress(str(tmp_path / "clamd"))
+            began = time.process_time()
+            verdict = await scan(address, time_out=0.5)
+            assert time.process_time() - began < 0.25
+            assert verdict == Unscanned(f"clamd at {address}: it accepts no connections, and its queue of them is full")
+
+    run(main())
+
+
+# ---- SCAN of a path ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refusal", [b"UNKNOWN COMMAND\0", b"FILDES support not compiled in. ERROR\0"])
+def test_a_clamd_that_takes_no_descriptors_gets_a_path_from_then_on(
+    run: Run[None], tmp_path: Path, caplog: pytest.LogCaptureFixture, refusal: bytes
+) -> None:
+    requests = []
+
+    async def handler(connection: socket.socket) -> None:
+        command, _ = await request(connection)
+        requests.append(command)
+        connection.send(b"/tmp/m: Evil FOUND\0" if command.startswith(b"zSCAN ") else refusal)
+
+    async def main() -> None:
+        async with local(tmp_path, handler) as address:
+            scanner = Scanner(address, time_out=LONG)
+            found = await asyncio.gather(*(scan_with(scanner, Message(at="/tmp/m")) for _ in range(2)))
+            assert found == [Infected("Evil")] * 2
+            requests.clear()
+            assert await scan_with(scanner, Message(at="/tmp/m")) == Infected("Evil")
+            scanner.close()
+        assert requests == [b"zSCAN /tmp/m\0"]
+        assert caplog.record_tuples == [
+            (
+                "clamsmtpd",
+                logging.WARNING,
+                f"clamd at {address} takes no descriptors; it must be able to read TempDirectory",
+            )
+        ]
+
+    run(main())
+
+
+def test_only_the_name_of_our_file_is_clean(run: Run[None], tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    asked = tmp_path / "link" / "m"
+    named = os.fsencode(asked)
+
+    async def handler(connection: socket.socket) -> None:
+        command, _ = await request(connection)
+        connection.send(named + b": OK\0" if command.startswith(b"zSCAN ") else b"UNKNOWN COMMAND\0")
+
+    async def main() -> None:
+        nonlocal named
+        async with local(tmp_path, handler) as address:
+            assert await scan(address, Message(at=str(asked))) == Clean()
+            named = os.fsencode(tmp_path / "real" / "m")
+            assert await scan(address, Message(at=str(asked))) == Clean()
+            named = os.fsencode(tmp_path / "other" / "m")
+            verdict = await scan(address, Message(at=str(asked)))
+            assert verdict == Unscanned(f'clamd at {address}: it answered "{tmp_path}/other/m: OK"')
+
+    run(main())
+
+
+# ---- TCP -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_text_is_streamed_in_chunks(run: Run[None], host: str) -> None:
+    texts = []
+    sizes: list[int] = []
+
+    async def handler(connection: socket.socket) -> None:
+        texts.append(await streamed(connection, sizes))
+        connection.send(b"stream: OK\0")
+
+    async def main() -> None:
+        async with remote(handler, host) as address:
+            assert await scan(address, Message([b"first", b"", b"second"])) == Clean()
+            assert await scan(address, Message([])) == Clean()
+
+    run(main())
+    assert texts == [b"firstsecond", b""]
+    assert sizes == [5, 6]
+
+
+def test_a_large_text_to_a_slow_clamd(run: Run[None]) -> None:
+    text = [bytes([number]) * 262144 for number in range(32)]
+
+    async def handler(connection: socket.socket) -> None:
+        await asyncio.sleep(0.1)
+        good = await streamed(connection) == b"".join(text)
+        connection.send(b"stream: OK\0" if good else b"stream: Damaged FOUND\0")
+
+    async def main() -> None:
+        async with remote(handler) as address:
+            assert await scan(address, Message(text)) == Clean()
+
+    run(main())
+
+
+def test_whoever_makes_progress_has_time(run: Run[None]) -> None:
+    async def handler(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        data = b""
+        while not data.endswith(b"\0\0\0\0"):
+            data = await asyncio.get_running_loop().sock_recv(connection, 262144)
+            await asyncio.sleep(0.005)
+        connection.send(b"stream: OK\0")
+
+    async def main() -> None:
+        async with remote(handler) as address:
+            began = time.monotonic()
+            assert await scan(address, Message([b"x" * 262144] * 100), time_out=0.5) == Clean()
+            assert time.monotonic() - began > 0.5
+
+    run(main())
+
+
+def test_a_false_alarm_is_no_answer(run: Run[None]) -> None:
+    async def main() -> None:
+        stream = _Stream(TcpAddress("127.0.0.1", 3310), LONG)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            stream._on_readable(ours)
+            assert stream._verdict is None
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("pieces", "verdict"),
+    [
+        ([b"stream: OK\0"], Clean()),
+        ([bytes([octet]) for octet in b"stream: OK\0"], Clean()),
+        ([b"stream: Evil.A FO", b"UND\0"], Infected("Evil.A")),
+        ([b"stream: OK"], 'it closed the connection in the middle of its reply "stream: OK"'),
+        ([b"stream: OK\0stream: OK\0"], "octets behind its reply"),
+        ([b"fd[10]: OK\0"], 'it answered "fd[10]: OK"'),
+        ([b"x" * 4096, b"x" * 4096], "a reply without end"),
+        ([], "it closed the connection without a reply"),
+    ],
+)
+def test_answers_over_tcp(run: Run[None], pieces: list[bytes], verdict: Verdict | str) -> None:
+    async def main() -> None:
+        async with remote(answers(*pieces)) as address:
+            wanted = Unscanned(f"clamd at {address}: {verdict}") if isinstance(verdict, str) else verdict
+            assert await scan(address) == wanted
+
+    run(main())
+
+
+def test_a_text_that_is_too_large_is_told_as_such(run: Run[None]) -> None:
+    async def handler(connection: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_recv(connection, 100_000)
+        connection.send(b"INSTREAM size limit exceeded. ERROR\0")
+
+    async def main() -> None:
+        async with remote(handler) as address:
+            for _ in range(10):
+                verdict = await scan(address, Message([b"x" * 262144] * 80))
+                assert verdict == Unscanned(
+                    f'clamd at {address}: it answered "INSTREAM size limit exceeded. ERROR": '
+                    "the message is larger than StreamMaxLength in clamd.conf"
+                )
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        (b"stream: OK\0", "it called the message clean before it had all of it"),
+        (b"stream: Evil FOUND\0", Infected("Evil")),
+    ],
+)
+@pytest.mark.parametrize("stays", [True, False])
+def test_half_a_message_is_not_clean(run: Run[None], reply: bytes, verdict: Verdict | str, *, stays: bool) -> None:
+    async def handler(connection: socket.socket) -> None:
+        connection.send(reply)
+        if stays:
+            await asyncio.sleep(LONG)
+
+    async def main() -> None:
+        async with remote(handler) as address:
+            wanted = Unscanned(f"clamd at {address}: {verdict}") if isinstance(verdict, str) else verdict
+            assert await scan(address, Message([b"x" * 262144] * 80)) == wanted
+
+    run(main())
+
+
+def test_a_clamd_that_takes_nothing(run: Run[None]) -> None:
+    async def main() -> None:
+        async with remote(deafness) as address:
+            verdict = await scan(address, Message([b"x" * 262144] * 80), time_out=SHORT)
+            reason = "it took nothing more of the message within 0.25 seconds"
+            assert verdict == Unscanned(f"clamd at {address}: {reason}")
+
+    run(main())
+
+
+def test_a_clamd_that_says_nothing(run: Run[None]) -> None:
+    async def main() -> None:
+        async with remote(silence) as address:
+            verdict = await scan(address, time_out=SHORT)
+            assert verdict == Unscanned(f"clamd at {address}: no answer within 0.25 seconds")
+
+    run(main())
+
+
+def test_a_lost_connection_over_tcp(run: Run[None]) -> None:
+    async def main() -> None:
+        async with remote(reset) as address:
+            verdict = await scan(address)
+            assert verdict == Unscanned(f"clamd at {address}: Connection reset by peer")
+
+    run(main())
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def test_nobody_listens_over_tcp(run: Run[None]) -> None:
+    async def main() -> None:
+        address = TcpAddress("127.0.0.1", free_port())
+        assert await scan(address) == Unscanned(f"clamd at {address}: Connection refused")
+
+    run(main())
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[TcpAddress]:
+    """Yield an address that answers no attempt to connect: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        time.sleep(0.05)
+        yield TcpAddress("127.0.0.1", listener.getsockname()[1])
+
+
+def test_a_host_that_does_not_answer(run: Run[None]) -> None:
+    async def main() -> None:
+        with black_hole() as address:
+            verdict = await scan(address, time_out=SHORT)
+            assert verdict == Unscanned(f"clamd at {address}: no connection within 0.25 seconds")
+
+    run(main())
+
+
+# ---- host names ----------------------------------------------------------------------------------
+
+Found = tuple[int, int, int, str, tuple[str, int]]
+
+
+def entry(address: TcpAddress, family: int = socket.AF_INET) -> Found:
+    assert address.host is not None
+    return (family, socket.SOCK_STREAM, 0, "", (address.host, address.port))
+
+
+@contextlib.contextmanager
+def resolver(answer: Callable[[], Awaitable[list[Found]]]) -> Iterator[None]:
+    """Let every name have these addresses."""
+    kind = type(asyncio.get_running_loop())
+    real = kind.getaddrinfo
+
+    async def getaddrinfo(loop: asyncio.AbstractEventLoop, host: str, port: int, **how: int) -> object:
+        if (host, port) == ("clamd.example", 3310):
+            return await answer()
+        # uvloop looks up addresses, too.
+        return await real(loop, host, port, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "getaddrinfo", getaddrinfo)
+        yield
+
+
+NAMED = TcpAddress("clamd.example", 3310)
+
+
+def test_every_address_of_a_name_is_tried_and_names_are_looked_up_anew(run: Run[None]) -> None:
+    lookups = 0
+
+    async def main() -> None:
+        async with remote(answers(b"stream: OK\0")) as good:
+            with black_hole() as hole:
+                refused = TcpAddress("127.0.0.1", free_port())
+
+                async def lookup() -> list[Found]:
+                    nonlocal lookups
+                    lookups += 1
+                    return [entry(good, socket.AF_X25), entry(refused), entry(hole), entry(good)]
+
+                with resolver(lookup):
+                    scanner = Scanner(NAMED, time_out=2)
+                    assert await scan_with(scanner) == Clean()
+                    assert await scan_with(scanner) == Clean()
+
+    run(main())
+    assert lookups == 2
+
+
+def test_names_that_lead_nowhere(run: Run[None]) -> None:
+    async def unknown() -> list[Found]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def empty() -> list[Found]:
+        return []
+
+    async def hangs() -> list[Found]:
+        await asyncio.sleep(LONG)
+        return []
+
+    async def main() -> None:
+        reasons = []
+        for lookup in (unknown, empty, hangs):
+            with resolver(lookup):
+                reasons.append(await scan(NAMED, time_out=SHORT))
+        assert reasons == [
+            Unscanned("clamd at clamd.example:3310: Name or service not known"),
+            Unscanned("clamd at clamd.example:3310: its name has no address"),
+            Unscanned("clamd at clamd.example:3310: its name was not resolved within 0.25 seconds"),
+        ]
+
+    run(main())
+
+
+def test_what_cannot_be_a_name(run: Run[None]) -> None:
+    async def main() -> None:
+        address = TcpAddress("x" * 64 + ".example", 3310)
+        assert await scan(address, time_out=5) == Unscanned(f"clamd at {address}: that is no host name")
+
+    run(main())
+
+
+def test_a_port_alone_is_on_this_host(run: Run[None]) -> None:
+    async def main() -> None:
+        async with remote(answers(b"stream: OK\0")) as address:
+            assert await scan(TcpAddress(None, address.port)) == Clean()
+
+    run(main())
+
+
+# ---- faults on our side --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", [UnixAddress("/x/clamd"), TcpAddress("127.0.0.1", 3310)])
+def test_no_descriptor_is_left(run: Run[None], monkeypatch: pytest.MonkeyPatch, address: Address) -> None:
+    def exhausted(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("clamsmtpd.clamd.client.socket.socket", exhausted)
+            verdict = await scan(address)
+        assert verdict == Unscanned(f"clamd at {address}: Too many open files")
+
+    run(main())
+
+
+class Broken(Message):
+    """A message whose storage fails."""
+
+    def descriptor(self) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def pieces(self) -> Iterator[bytes]:
+        yield b"one"
+        yield b"two"
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_faults_of_the_storage_are_the_callers(run: Run[None], tmp_path: Path) -> None:
+    async def main() -> None:
+        async with local(tmp_path, silence) as address:
+            with pytest.raises(OSError, match="No space left"):
+                await scan(address, Broken())
+        async with remote(silence) as tcp:
+            with pytest.raises(OSError, match="Input/output error"):
+                await scan(tcp, Broken())
+
+    run(main())
+
+
+async def cancelled(address: Address, message: Message | None = None) -> None:
+    task = asyncio.create_task(scan(address, message))
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_cancelling_leaves_nothing(run: Run[None], tmp_path: Path) -> None:
+    large = [b"x" * 262144] * 80
+
+    async def main() -> None:
+        for number in range(3):
+            # Descriptors are used again: a reader that stayed behind would be found by the next.
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            async with local(folder, silence) as address:
+                await cancelled(address)
+            async with remote(silence) as tcp:
+                await cancelled(tcp)
+            async with remote(deafness) as tcp:
+                await cancelled(tcp, Message(large))
+            with black_hole() as hole:
+                await cancelled(hole)
+            (folder / "full").mkdir()
+            with full_queue(folder / "full"):
+                await cancelled(UnixAddress(str(folder / "full" / "clamd")))
+
+    run(main())

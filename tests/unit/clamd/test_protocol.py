@@ -1,0 +1,272 @@
+"""What clamd is asked, and what becomes of its answers: clean is what is beyond doubt, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clamsmtpd.clamd.protocol import (
+    FILDES,
+    INSTREAM,
+    STREAM_END,
+    ReplyReader,
+    chunk_header,
+    path_subject,
+    scan_request,
+)
+from clamsmtpd.values import Clean, Infected, Unscanned, Verdict
+
+FD = ReplyReader.FILDES_SUBJECT
+STREAM = ReplyReader.STREAM_SUBJECT
+PATH = "/var/spool/clamsmtpd.aB3x9Z"
+
+
+def cuttings(reply: bytes) -> list[list[bytes]]:
+    """Return the reply whole and octet by octet."""
+    return [[reply], [reply[at : at + 1] for at in range(len(reply))]]
+
+
+def read(subject: bytes, pieces: list[bytes]) -> tuple[Verdict, bool]:
+    """Feed a reader until it has a verdict, or clamd closes; tell whether clamd knew the command, too."""
+    reader = ReplyReader(subject)
+    for piece in pieces:
+        verdict = reader.feed(piece)
+        if verdict is not None:
+            return verdict, reader.unknown_command
+    return reader.eof(), reader.unknown_command
+
+
+# ---- requests ------------------------------------------------------------------------------------
+
+
+def test_requests_end_with_nul() -> None:
+    assert FILDES == b"zFILDES\0" + b"\0", "one octet behind the command carries the descriptor"
+    assert INSTREAM == b"zINSTREAM\0"
+    assert scan_request("/tmp/a b") == b"zSCAN /tmp/a b\0"
+    assert scan_request("/tmp/\udcff\u00e9") == b"zSCAN /tmp/\xff\xc3\xa9\0"
+
+
+def test_chunks_carry_their_length_in_network_order() -> None:
+    assert chunk_header(1) == b"\0\0\0\1"
+    assert chunk_header(262144) == b"\0\4\0\0"
+    assert chunk_header(0) == STREAM_END
+
+
+# ---- clean ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("subject", "reply"),
+    [
+        (FD, b"fd[9]: OK\0"),
+        (FD, b"fd[1024]: OK\0"),
+        (STREAM, b"stream: OK\0"),
+        (path_subject(PATH), PATH.encode() + b": OK\0"),
+        (path_subject("/a", PATH), PATH.encode() + b": OK\0"),
+        (path_subject("/a: b [1]"), b"/a: b [1]: OK\0"),
+    ],
+)
+def test_clean(subject: bytes, reply: bytes) -> None:
+    for pieces in cuttings(reply):
+        assert read(subject, pieces) == (Clean(), False)
+
+
+@pytest.mark.parametrize(
+    ("subject", "reply"),
+    [
+        (FD, b""),
+        (FD, b"\0"),
+        (FD, b"\n"),
+        (FD, b"OK\0"),
+        (FD, b": OK\0"),
+        (FD, b"fd[9]: OK"),
+        (FD, b"fd[9]: OK\n"),
+        (FD, b"fd[9]: OK\r\0"),
+        (FD, b"fd[9]: OK \0"),
+        (FD, b" fd[9]: OK\0"),
+        (FD, b"fd[9]:OK\0"),
+        (FD, b"fd[9]: ok\0"),
+        (FD, b"fd[9]: \0OK\0"),
+        (FD, b"fd[9]:  OK\0"),
+        (FD, b"fd[9]: NOT OK\0"),
+        (FD, b"fd[9]: OK ERROR\0"),
+        (FD, b"fd[]: OK\0"),
+        (FD, b"fd[x]: OK\0"),
+        (FD, b"fd[9\n]: OK\0"),
+        (FD, b"stream: OK\0"),
+        (FD, b"1: fd[9]: OK\0"),
+        (STREAM, b"fd[9]: OK\0"),
+        (STREAM, b"xstream: OK\0"),
+        (STREAM, b"\xffstream: OK\0"),
+        (path_subject(PATH), b"/var/spool/clamsmtpd-aB3x9Z: OK\0"),
+        (path_subject(PATH), b"/other" + PATH.encode() + b": OK\0"),
+        (path_subject(PATH), PATH.encode() + b".x: OK\0"),
+        (path_subject("/a", PATH), b"/ab: OK\0"),
+    ],
+)
+def test_nearly_clean_is_not_clean(subject: bytes, reply: bytes) -> None:
+    for pieces in cuttings(reply):
+        verdict, unknown = read(subject, pieces)
+        assert isinstance(verdict, Unscanned)
+        assert not unknown
+
+
+@pytest.mark.parametrize("rest", [b"\0", b"\n", b" ", b"x", b"fd[9]: OK\0", b"fd[9]: Evil FOUND\0"])
+@pytest.mark.parametrize("reply", [b"fd[9]: OK\0", b"fd[9]: Evil FOUND\0"])
+def test_nothing_may_stand_behind_the_reply(reply: bytes, rest: bytes) -> None:
+    assert read(FD, [reply + rest]) == (Unscanned("octets behind its reply"), False)
+    assert read(FD, [reply[:-1], reply[-1:] + rest]) == (Unscanned("octets behind its reply"), False)
+
+
+def test_of_two_errors_the_first_is_the_reason() -> None:
+    reply = b"PROTOCOL ERROR: ancillary data sent without FILDES. ERROR\0Error processing command. ERROR\0"
+    for pieces in cuttings(reply):
+        reason = 'it answered "PROTOCOL ERROR: ancillary data sent without FILDES. ERROR"'
+        assert read(FD, pieces) == (Unscanned(reason), False)
+
+
+# ---- infected ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        (b"Eicar-Test-Signature.UNOFFICIAL", "Eicar-Test-Signature.UNOFFICIAL"),
+        (b"Heuristics.Limits.Exceeded.MaxFileSize", "Heuristics.Limits.Exceeded.MaxFileSize"),
+        (b"a", "a"),
+        (b"OK", "OK"),
+        (b"Evil FOUND", "Evil_FOUND"),
+        (b"$(reboot); a\tb\x1b[0m\x7f", "$(reboot);_a_b_[0m_"),
+        (b"W\xc3\xbcrm", "W__rm"),
+        (b"n" * 256, "n" * 256),
+    ],
+)
+def test_infected(found: bytes, name: str) -> None:
+    for pieces in cuttings(b"stream: " + found + b" FOUND\0"):
+        assert read(STREAM, pieces) == (Infected(name), False)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"stream: (null) FOUND\0",
+        b"stream: (null).UNOFFICIAL FOUND\0",
+        b"stream:  FOUND\0",
+        b"stream:   FOUND\0",
+        b"stream: FOUND\0",
+        b"stream: EvilFOUND\0",
+        b"stream: Evil FOUND \0",
+        b"stream: Evil found\0",
+        b"stream: Evil FOUND\n",
+        b"stream: Evil FOUND",
+        b"stream: Evil\r FOUND\0",
+        b"stream: Evil\n FOUND\0",
+        b"Evil FOUND\0",
+        b"fd[9]: Evil FOUND\0",
+        b"stream: " + b"n" * 257 + b" FOUND\0",
+    ],
+)
+def test_a_find_that_is_not_well_formed_is_no_verdict(reply: bytes) -> None:
+    for pieces in cuttings(reply):
+        verdict, _ = read(STREAM, pieces)
+        assert isinstance(verdict, Unscanned)
+
+
+# ---- no verdict ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (b"", "it closed the connection without a reply"),
+        (b"\0", "an empty reply"),
+        (b" \0", "an empty reply"),
+        (b"\n", "an empty reply"),
+        (b"stream: O", 'it closed the connection in the middle of its reply "stream: O"'),
+        (b"Can't allocate memory ERROR\0", 'it answered "Can\'t allocate memory ERROR"'),
+        (b"stream: Can't allocate memory ERROR\0", 'it answered "stream: Can\'t allocate memory ERROR"'),
+        (
+            b"INSTREAM size limit exceeded. ERROR\0",
+            (
+                'it answered "INSTREAM size limit exceeded. ERROR": '
+                "the message is larger than StreamMaxLength in clamd.conf"
+            ),
+        ),
+        (
+            b"COMMAND READ TIMED OUT\n",
+            (
+                'it answered "COMMAND READ TIMED OUT": '
+                "CommandReadTimeout in clamd.conf is too short, or it has too much to do"
+            ),
+        ),
+        (b"\x1b[2J\xff\t\r\0", 'it answered "?[2J?"'),
+        (b"stream: " + b"n" * 1000 + b" ERROR\0", f'it answered "stream: {"n" * 192}"'),
+    ],
+)
+def test_reasons_are_one_readable_line(reply: bytes, reason: str) -> None:
+    for pieces in cuttings(reply):
+        assert read(STREAM, pieces) == (Unscanned(reason), False)
+
+
+@pytest.mark.parametrize("reply", [b"UNKNOWN COMMAND\0", b"FILDES support not compiled in. ERROR\0"])
+def test_a_clamd_without_the_command_is_told_apart(reply: bytes) -> None:
+    for pieces in cuttings(reply):
+        verdict, unknown = read(FD, pieces)
+        assert isinstance(verdict, Unscanned)
+        assert unknown
+
+
+def test_a_reply_without_end_is_given_up() -> None:
+    reader = ReplyReader(STREAM)
+    verdict = None
+    fed = 0
+    while verdict is None:
+        assert fed <= 4096, "memory is bounded"
+        verdict = reader.feed(b"x" * 64)
+        fed += 64
+    assert verdict == Unscanned("a reply without end")
+
+
+# ---- whatever comes ------------------------------------------------------------------------------
+
+REPLIES = st.one_of(
+    st.binary(max_size=60),
+    st.lists(
+        st.sampled_from([b"fd[9]", b"stream", b": ", b"OK", b"Evil", b" ", b"FOUND", b"ERROR", b"\0", b"\n", b"\r"]),
+        max_size=8,
+    ).map(b"".join),
+)
+
+
+@given(reply=REPLIES, cuts=st.lists(st.integers(0, 60)))
+def test_no_cutting_and_no_garbage_makes_a_message_clean(reply: bytes, cuts: list[int]) -> None:
+    edges = sorted({0, len(reply), *(cut for cut in cuts if cut < len(reply))})
+    pieces = [reply[start:stop] for start, stop in itertools.pairwise(edges)]
+    verdict, _ = read(FD, pieces)
+    # Octets behind the reply are seen if they come with its end; if they come later, nobody waits for them.
+    seen = b""
+    for piece in pieces:
+        seen += piece
+        if b"\0" in seen or b"\n" in seen:
+            break
+    if isinstance(verdict, Clean):
+        assert re.fullmatch(rb"fd\[[0-9]+\]: OK\0", seen)
+    elif isinstance(verdict, Infected):
+        assert re.fullmatch(rb"fd\[[0-9]+\]: [^\0\n\r]+ FOUND\0", seen)
+        assert re.fullmatch(r"[!-~]{1,256}", verdict.name)
+    else:
+        assert re.fullmatch(r"[ -~]+", verdict.reason)
+
+
+@given(
+    reply=st.sampled_from([b"fd[12]: OK\0", b"fd[12]: Evil FOUND\0", b"UNKNOWN COMMAND\0", b"fd[12]: OK"]),
+    cuts=st.sets(st.integers(1, 17)),
+)
+def test_any_cutting_gives_the_same_verdict(reply: bytes, cuts: set[int]) -> None:
+    edges = sorted({0, len(reply), *(cut for cut in cuts if cut < len(reply))})
+    pieces = [reply[start:stop] for start, stop in itertools.pairwise(edges)]
+    assert read(FD, pieces) == read(FD, [reply])
