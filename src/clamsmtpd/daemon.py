@@ -20,7 +20,7 @@ from clamsmtpd.listeners import listen
 from clamsmtpd.pidfile import PidFile
 from clamsmtpd.privileges import become, find_user, raise_descriptor_limit
 from clamsmtpd.server import Server
-from clamsmtpd.values import StartError, UnixAddress
+from clamsmtpd.values import Address, StartError, UnixAddress
 
 __all__ = ["run"]
 
@@ -63,8 +63,14 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
     except StartError as error:
         _log.critical("%s", error)
         status = START_FAILED
-    if pid_file is not None:
-        pid_file.remove()
+    except Exception as error:  # noqa: BLE001
+        # No traceback reaches a user; it is there for whoever asks for the debug log.
+        _log.critical("internal error: %s: %s", type(error).__name__, error)
+        _log.debug("traceback", exc_info=error)
+        status = START_FAILED
+    finally:
+        if pid_file is not None:
+            pid_file.remove()
     return status
 
 
@@ -79,12 +85,15 @@ def _serve(settings: Settings, sockets: Sequence[socket.socket], ready: int | No
             if stop.is_set():
                 # Asked twice: whoever does that will not wait for transactions any more.
                 serving.cancel()
+            else:
+                _remove_socket(settings.listen)
             stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
+        # Scripts that rotate logs send it to any daemon; 1.x did not end by it either.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if ready is not None:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             _leave_terminal(ready)
         _log.info("clamsmtpd %s accepting connections on %s", __version__, settings.listen)
         try:
@@ -96,13 +105,16 @@ def _serve(settings: Settings, sockets: Sequence[socket.socket], ready: int | No
         return CLEAN_STOP
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = runner.run(main())
-    if isinstance(settings.listen, UnixAddress):
+        return runner.run(main())
+
+
+def _remove_socket(address: Address) -> None:
+    """Remove the Unix socket while we still listen on it: later it may be that of the daemon that follows us."""
+    if isinstance(address, UnixAddress):
         try:
-            os.unlink(settings.listen.path)
+            os.unlink(address.path)
         except OSError as error:
-            _log.info("cannot remove %s: %s", settings.listen.path, error.strerror)
-    return status
+            _log.info("cannot remove %s: %s", address.path, error.strerror)
 
 
 _STARTED = -1
@@ -158,7 +170,7 @@ def _check_temp_directory(path: str) -> None:
 def _on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what nobody caught as one line; its traceback is for the debug log."""
     error = context.get("exception")
-    _log.error("internal error: %s: %s", context.get("message"), error)
+    _log.error("internal error: %s: %s: %s", context.get("message"), type(error).__name__, error)
     if error is not None:
         _log.debug("traceback", exc_info=error)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
+import subprocess
 from collections import deque
 from collections.abc import Mapping
 
@@ -24,6 +26,10 @@ AT_ONCE = 16
 
 #: Octets of a hook's output that one log line shows.
 _LINE_MAX = 1000
+
+#: Octets of RECIPIENTS. The kernel takes no string of more than 128 KiB (MAX_ARG_STRLEN, execve(2)): a virus sent
+#: to a thousand recipients must not be the one without a hook.
+_RECIPIENTS_MAX = 100_000
 
 #: Seconds that a hook's output is still read once the shell has ended: it may have left a process behind.
 _OUTPUT_LIMIT = 1.0
@@ -44,7 +50,7 @@ def environment(
     """Return the environment of the hook for one infected message (clamsmtpd(8)).
 
     A variable without a value is absent. The values come from strangers: control characters become
-    ``?``, and the only line ends are those between recipients.
+    ``?``, and the only line ends are those between recipients. Recipients beyond 100,000 octets are left out.
     """
     values: dict[str, bytes | None] = {
         "CLIENT": client.encode(),
@@ -58,9 +64,20 @@ def environment(
     }
     result = {name: _CONTROLS.sub(b"?", value) for name, value in values.items() if value}
     if envelope.recipients:
-        result["RECIPIENTS"] = b"\n".join(_CONTROLS.sub(b"?", recipient) for recipient in envelope.recipients)
+        result["RECIPIENTS"] = _lines(envelope.recipients)
     result["PATH"] = PATH
     return result
+
+
+def _lines(recipients: tuple[bytes, ...]) -> bytes:
+    size = 0
+    lines: list[bytes] = []
+    for recipient in recipients:
+        size += len(recipient) + 1
+        if size > _RECIPIENTS_MAX:
+            break
+        lines.append(_CONTROLS.sub(b"?", recipient))
+    return b"\n".join(lines)
 
 
 def _encode(text: str | None) -> bytes | None:
@@ -110,32 +127,65 @@ class HookRunner:
 
 async def _run(command: str, variables: Mapping[str, bytes], tag: str) -> None:
     try:
-        process = await asyncio.create_subprocess_exec(
-            "/bin/sh",
-            "-c",
-            command,
-            env={name.encode(): value for name, value in variables.items()},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            # Ctrl-C in the terminal of a daemon in the foreground is not meant for it.
-            start_new_session=True,
-        )
+        # The pipe is ours, not the event loop's: that one would wait for, and keep open, what a process
+        # left behind still holds. Output that no log line will show is not read at all.
+        receive, send = os.pipe() if _log.isEnabledFor(logging.DEBUG) else (None, None)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                "/bin/sh",
+                "-c",
+                command,
+                env={name.encode(): value for name, value in variables.items()},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if send is None else send,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in the terminal of a daemon in the foreground is not meant for it.
+                start_new_session=True,
+            )
+        except BaseException:
+            if receive is not None:
+                os.close(receive)
+            raise
+        finally:
+            if send is not None:
+                os.close(send)
     except OSError as error:
         _log.error("%s: cannot run the hook: %s", tag, error.strerror)
         return
-    reading = asyncio.ensure_future(_log_output(process.stdout, tag))
+    if receive is None:
+        await process.wait()
+        return
+    reading = asyncio.ensure_future(_log_output(receive, tag))
     try:
         status = await process.wait()
-        _log.debug("%s: hook ended with status %d", tag, status)
         await asyncio.wait((reading,), timeout=_OUTPUT_LIMIT)
+        _log.debug("%s: hook ended with status %d", tag, status)
     finally:
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reading
 
 
-async def _log_output(stream: asyncio.StreamReader | None, tag: str) -> None:
-    while stream is not None and (data := await stream.read(65536)):
-        for line in data.splitlines():
-            _log.debug("%s: hook: %s", tag, escape(line[:_LINE_MAX]))
+async def _log_output(descriptor: int, tag: str) -> None:
+    """Log a hook's output, one log line for each of its lines, and close ``descriptor``."""
+    stream = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(descriptor, "rb", buffering=0)
+    )
+    rest = b""
+    try:
+        while data := await stream.read(65536):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                _log_line(line, tag)
+            # Of a line without an end, nothing beyond this would be shown.
+            rest = rest[:_LINE_MAX]
+    finally:
+        if rest:
+            _log_line(rest, tag)
+        transport.close()
+
+
+def _log_line(line: bytes, tag: str) -> None:
+    _log.debug("%s: hook: %s", tag, escape(line[:_LINE_MAX]))

@@ -16,6 +16,16 @@ __all__ = ["listen"]
 BACKLOG = 4096
 
 
+_HINTS = {
+    errno.EADDRINUSE: "is another clamsmtpd running?",
+    errno.EACCES: "only root can do that; start the daemon as root, or give another address",
+    errno.ENOENT: "give a path in a directory that exists",
+}
+
+#: A host name may have an address of a family that is switched off here, as ``localhost`` in many a container has.
+_NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+
 def listen(address: Address) -> list[socket.socket]:
     """Return bound, listening sockets for ``address``: one, or one for each address of a host name.
 
@@ -28,7 +38,7 @@ def listen(address: Address) -> list[socket.socket]:
     except socket.gaierror as error:
         raise StartError(f"Listen: {address}: {error.strerror}; give an address of this host") from None
     except OSError as error:
-        hint = "is another clamsmtpd running?" if error.errno == errno.EADDRINUSE else "give an address of this host"
+        hint = _HINTS.get(error.errno or 0, "give an address of this host")
         raise StartError(f"Listen: cannot listen on {address}: {error.strerror}; {hint}") from None
 
 
@@ -42,13 +52,19 @@ def _listen_tcp(address: TcpAddress) -> list[socket.socket]:
         return [socket.create_server(("", address.port), backlog=BACKLOG)]
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
-    try:
-        for family, _, _, _, name in dict.fromkeys(found):
+    not_here: OSError | None = None
+    for family, _, _, _, name in dict.fromkeys(found):
+        try:
             sockets.append(socket.create_server(name, family=family, backlog=BACKLOG))
-    except OSError:
-        for sock in sockets:
-            sock.close()
-        raise
+        except OSError as error:
+            if error.errno in _NOT_HERE:
+                not_here = error
+                continue
+            for sock in sockets:
+                sock.close()
+            raise
+    if not sockets and not_here is not None:
+        raise not_here
     return sockets
 
 
@@ -77,9 +93,13 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A daemon that does not accept at the moment, its queue full, would keep us waiting here for ever.
+        probe.settimeout(0)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
             return
+        except BlockingIOError:
+            pass
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -40,6 +40,9 @@ class PidFile:
         except OSError:
             pid = os.read(self._fd, 20).decode("ascii", "replace").strip()
             raise StartError(f"PidFile: {self._path}: clamsmtpd is already running as process {pid}") from None
+        if not self._is_there():
+            # Its last owner removed it between our opening and our locking it.
+            raise StartError(f"PidFile: {self._path}: another clamsmtpd was just stopping; start again")
         try:
             os.fchmod(self._fd, 0o644)
             os.ftruncate(self._fd, 0)
@@ -50,10 +53,16 @@ class PidFile:
     def remove(self) -> None:
         """Remove the file if it is still ours; empty it where its directory does not let us remove it."""
         with contextlib.suppress(OSError):
-            ours, there = os.fstat(self._fd), os.lstat(self._path)
-            if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
+            if self._is_there():
                 try:
                     os.unlink(self._path)
                 except OSError:
                     os.ftruncate(self._fd, 0)
         os.close(self._fd)
+
+    def _is_there(self) -> bool:
+        """Whether our file is still the one at its path."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.lstat(self._path))
+        except FileNotFoundError:
+            return False

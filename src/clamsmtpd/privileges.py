@@ -22,7 +22,7 @@ def find_user(name: str) -> pwd.struct_passwd:
     if os.geteuid() != 0:
         raise StartError(f"User: only root can become {name}; start the daemon as root, or leave User out")
     try:
-        return pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+        return pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
         raise StartError(f"User: there is no user {name}; give one that exists") from None
 

@@ -261,6 +261,8 @@ class Session:
     async def _connect(self) -> None:
         """Connect to the next hop. How long that may take, the session's clock says."""
         address = self._next_hop()
+        if self._is_our_own():
+            return
         if address is None:
             self._refuse_loop("it was made straight to us, and has no destination that we could pass it on to")
             return
@@ -290,15 +292,25 @@ class Session:
         # From here on closing the transport is what ends it. Were the task cancelled in this moment,
         # uvloop would close it too, and tell nobody.
         self._connecting = None
-        if self._ends in self._host.outgoing:
-            self._refuse_loop("it comes from this filter itself")
-            return
         self._server_ends = (
             end_point(transport.get_extra_info("sockname")),
             end_point(transport.get_extra_info("peername")),
         )
         self._host.outgoing.add(self._server_ends)
+        if self._is_our_own():
+            return
         self._route = replace(self._route, server=_host_of(self._server_ends[1]))
+
+    def _is_our_own(self) -> bool:
+        """Refuse the client's connection if it is one that we made to a next hop; tell whether it is.
+
+        Asked before we connect, so that a loop does not grow, and again after, when all connections that
+        there were before are certain to be known.
+        """
+        if self._ends not in self._host.outgoing:
+            return False
+        self._refuse_loop("it comes from this filter itself")
+        return True
 
     def server_received(self, data: bytes) -> None:
         """Take octets from the next hop."""

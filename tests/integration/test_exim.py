@@ -26,13 +26,3 @@ def test_exim_takes_what_is_clean_and_nothing_else(clamd: Clamd, start_daemon: S
         assert text.endswith(b"\n\n.text\n")
         assert len(exim.messages()) == 1
 
-
-def test_exims_refusal_of_a_recipient_is_the_clients(clamd: Clamd, start_daemon: Start) -> None:
-    with Exim("acl_smtp_rcpt = ${if eq{$local_part}{bad}{no}{yes}}", "acl_smtp_mail = accept") as exim:
-        daemon = start_daemon(f"OutAddress: {exim.address}", f"ClamAddress: {clamd.unix}")
-        with smtplib.SMTP("127.0.0.1", daemon.port) as client:
-            client.ehlo()
-            assert client.mail("a@example.org")[0] == 250
-            client.rcpt("bad@example.org")
-            assert client.docmd("DATA")[0] in (354, 503, 554)
-        del daemon

@@ -38,7 +38,7 @@ def test_after_the_queue(clamd: Clamd, start_daemon: Start) -> None:
         postfix.wait_for_log("Virus found; message discarded")
         assert b"X-Virus-Scanned: ClamAV using ClamSMTP\n\nText.\n" in text
         # The next hop logs the client that the first Postfix had, by XFORWARD.
-        postfix.wait_for_log("client=localhost[127.0.0.1]")
+        postfix.wait_for_log("orig_client=unknown[127.0.0.1]")
         assert len(postfix.messages()) == 1
         assert "XFORWARD" in daemon.log()
 

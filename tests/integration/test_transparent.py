@@ -93,7 +93,7 @@ class Hosts:
 
 
 INCOMING = "table inet filter_mail { chain in { type nat hook prerouting priority dstnat; tcp dport 25 redirect to :10025; }; }"
-OUTGOING = "table inet loop { chain out { type nat hook output priority dstnat; tcp dport 25 redirect to :10025; }; }"
+OUTGOING = "table inet loop { chain out { type nat hook output priority -100; tcp dport 25 redirect to :10025; }; }"
 
 Inside = Callable[..., Program]
 
