@@ -65,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             name, fixed = _OLD_FLAGS[flag]
             overrides.append((flag, name, fixed or value))
-            warnings.append(f"{flag} is an old flag; write {name}: {fixed or value} in {path}")
+            warnings.append(f"{flag} is an old flag; write {name}: {fixed or value} in the settings file")
     if len(positional) > 1:
         return _bad_usage(f'one argument at most, the next hop\'s address; "{positional[1]}" is too many')
     if positional:
         overrides.append(("argument", "OutAddress", positional[0]))
-        warnings.append(f"an argument is an old form; write OutAddress: {positional[0]} in {path}")
+        warnings.append(f"an argument is an old form; write OutAddress: {positional[0]} in the settings file")
     try:
         # Before there was a settings file, an argument was all it took.
         loaded = load(path, overrides, required="-f" in names or not positional)

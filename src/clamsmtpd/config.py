@@ -102,8 +102,6 @@ def _address(default_port: int, default_host: str | None) -> Callable[[str], Add
 
 
 def _path(text: str) -> str:
-    if not text:
-        raise ValueError("a path is missing; give one, or leave the line out")
     # The daemon goes to the root directory; until then, a relative path means what it meant to whoever started it.
     return os.path.abspath(text)
 
@@ -303,10 +301,10 @@ def load(path: str, overrides: Sequence[tuple[str, str, str]] = (), *, required:
         lines = _read(path)
     lines += [_Line(flag, name, value) for flag, name, value in overrides]
     values: dict[str, tuple[_Line, Any]] = {}
-    for line in lines:
+    for number, line in enumerate(lines):
         setting, value = _understand(line, warnings)
         earlier = values.get(setting.attribute)
-        if earlier is not None and not line.where.startswith("-"):
+        if earlier is not None and number < len(lines) - len(overrides):
             warnings.append(f"{line.where}: {setting.name} is given again; this one counts, not {earlier[0].where}")
         values[setting.attribute] = (line, value)
     for setting in SETTINGS:

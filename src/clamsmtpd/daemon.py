@@ -45,6 +45,7 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
     for warning in warnings:
         _log.warning("%s", log.escape(warning))
     pid_file: PidFile | None = None
+    sockets: list[socket.socket] = []
     try:
         user = find_user(settings.user) if settings.user else None
         sockets = listen(settings.listen)
@@ -62,6 +63,8 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
         status = _serve(settings, sockets, ready)
     except StartError as error:
         _log.critical("%s", error)
+        if sockets:
+            _remove_socket(settings.listen)
         status = START_FAILED
     except Exception as error:  # noqa: BLE001
         # No traceback reaches a user; it is there for whoever asks for the debug log.
@@ -69,6 +72,8 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
         _log.debug("traceback", exc_info=error)
         status = START_FAILED
     finally:
+        for sock in sockets:
+            sock.close()
         if pid_file is not None:
             pid_file.remove()
     return status
@@ -170,9 +175,11 @@ def _check_temp_directory(path: str) -> None:
 def _on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what nobody caught as one line; its traceback is for the debug log."""
     error = context.get("exception")
+    if error is None:
+        _log.error("internal error: %s", context.get("message"))
+        return
     _log.error("internal error: %s: %s: %s", context.get("message"), type(error).__name__, error)
-    if error is not None:
-        _log.debug("traceback", exc_info=error)
+    _log.debug("traceback", exc_info=error)
 
 
 def _warn(warning: str | None) -> None:

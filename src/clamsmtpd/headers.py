@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-__all__ = ["HeaderTemplate", "infected_field"]
+__all__ = ["HeaderTemplate", "rfc5322_date"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -57,8 +57,3 @@ class HeaderTemplate:
         first, *further = [line for line in _LINE_END.split(text) if line.strip()]
         folded = [line if line[0] in " \t" else "\t" + line for line in further]
         return "".join(line + "\r\n" for line in (first, *folded)).encode("utf-8", "surrogateescape")
-
-
-def infected_field(virus: str) -> bytes:
-    """Return the field that marks an infected message which is delivered (``Action: pass``)."""
-    return f"X-Virus-Infected: {virus}\r\n".encode("ascii", "replace")

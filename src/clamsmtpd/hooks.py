@@ -100,14 +100,16 @@ class HookRunner:
         self._run_next()
 
     async def drain(self, limit: float) -> None:
-        """Wait up to ``limit`` seconds for all hooks to end; those that then still run are left alone."""
+        """Wait up to ``limit`` seconds for all hooks to end; those that then still run are left alone.
+
+        Those that still wait are never run.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
         while self._running and (left := end - loop.time()) > 0:
             await asyncio.wait(self._running, timeout=left)
-        left_alone = len(self._running) + len(self._waiting)
-        if left_alone:
-            _log.warning("%d hooks had not ended", left_alone)
+        if self._running:
+            _log.warning("%d hooks had not ended, %d had not started", len(self._running), len(self._waiting))
         self._waiting.clear()
         for task in self._running:
             task.cancel()

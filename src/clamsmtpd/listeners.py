@@ -39,7 +39,9 @@ def listen(address: Address) -> list[socket.socket]:
         raise StartError(f"Listen: {address}: {error.strerror}; give an address of this host") from None
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "give an address of this host")
-        raise StartError(f"Listen: cannot listen on {address}: {error.strerror}; {hint}") from None
+        # Not its own text: create_server() adds the address to it in its own words.
+        why = os.strerror(error.errno or 0)
+        raise StartError(f"Listen: cannot listen on {address}: {why}; {hint}") from None
 
 
 def _listen_tcp(address: TcpAddress) -> list[socket.socket]:

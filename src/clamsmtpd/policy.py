@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from clamsmtpd.headers import infected_field
 from clamsmtpd.values import Action, Bounce, Clean, Decision, Defer, Deliver, Drop, Infected, Verdict
 
 __all__ = ["decide"]
@@ -20,7 +19,7 @@ def decide(verdict: Verdict, action: Action, scanned: Deliver) -> Decision:
         case Infected(name):
             if action is Action.PASS:
                 # Not the field of clean mail as well: a filter behind us would find both.
-                return Deliver(infected_field(name))
+                return Deliver(f"X-Virus-Infected: {name}\r\n".encode("ascii", "replace"))
             return Drop() if action is Action.DROP else Bounce()
         case _:
             return Defer()

@@ -66,22 +66,18 @@ _DIGITS_MAX = 20
 class _Phase(enum.Enum):
     """What the client's next octets are, or what keeps it waiting."""
 
-    COMMAND = enum.auto()
-    AUTH = enum.auto()
-    REFUSED_CHUNK = enum.auto()
-    DATA = enum.auto()
-    VERDICT = enum.auto()
-    TRANSMISSION = enum.auto()
-    FINAL_REPLY = enum.auto()
-    CLOSED = enum.auto()
+    COMMAND = (1, None)
+    AUTH = (2, None)
+    REFUSED_CHUNK = (3, None)
+    DATA = (4, Awaits.DATA)
+    VERDICT = (5, Awaits.VERDICT)
+    TRANSMISSION = (6, Awaits.TRANSMISSION)
+    FINAL_REPLY = (7, Awaits.FINAL_REPLY)
+    CLOSED = (8, Awaits.NOTHING)
 
-
-_AWAITS = {
-    _Phase.DATA: Awaits.DATA,
-    _Phase.TRANSMISSION: Awaits.TRANSMISSION,
-    _Phase.FINAL_REPLY: Awaits.FINAL_REPLY,
-    _Phase.CLOSED: Awaits.NOTHING,
-}
+    def __init__(self, _number: int, awaits: Awaits | None) -> None:
+        #: Whose move it is in this phase; None where it depends on what the next hop owes us.
+        self.awaits = awaits
 
 # What a client may say before it has introduced itself, when XCLIENT is on: nothing in which the
 # next hop would mistake our address for the client's.
@@ -118,7 +114,6 @@ class Relay:
         "_skip",
         "_stored",
         "_transaction",
-        "_unsent",
         "_xclient",
         "steps",
     )
@@ -139,7 +134,6 @@ class Relay:
         self._skip = 0
         self._reader = ReplyReader()
         self._owed: deque[_OnReply] = deque([self._on_greeting])
-        self._unsent: deque[tuple[ToServer, _OnReply]] = deque()
         self._hello = b""
         self._transaction = False
         self._sender = b""
@@ -156,11 +150,9 @@ class Relay:
     @property
     def awaits(self) -> Awaits:
         """Whose move it is now."""
-        fixed = _AWAITS.get(self._phase)
-        if fixed is not None:
-            return fixed
-        if self._phase is _Phase.VERDICT and self._decision is None:
-            return Awaits.VERDICT
+        awaits = self._phase.awaits
+        if awaits is not None and (awaits is not Awaits.VERDICT or self._decision is None):
+            return awaits
         if self._owed:
             return Awaits.REPLY if self._greeted else Awaits.GREETING
         return Awaits.COMMAND
@@ -517,12 +509,9 @@ class Relay:
     # ---- the next hop's replies ---------------------------------------------------------------
 
     def _ask(self, command: bytes, on_reply: _OnReply, *, secret: bool = False) -> None:
-        """Send a command to the next hop when its turn has come; ``on_reply`` gets the reply."""
-        if self._owed:
-            self._unsent.append((ToServer(command, secret), on_reply))
-        else:
-            self._owed.append(on_reply)
-            self._add(ToServer(command, secret))
+        """Send a command to the next hop, which owes us nothing; ``on_reply`` gets the reply."""
+        self._owed.append(on_reply)
+        self._add(ToServer(command, secret))
 
     def _read_server(self) -> None:
         while self._phase is not _Phase.CLOSED and not self._server_gone:
@@ -549,10 +538,6 @@ class Relay:
         if reply.code == _CLOSING and not self._server_gone:
             # RFC 5321 section 3.8: it closes behind this reply, and so must we.
             self._close(None if self._said_421 else replies.NEXT_HOP_LOST)
-        elif self._unsent and not self._owed:
-            command, on_reply = self._unsent.popleft()
-            self._owed.append(on_reply)
-            self._add(command)
 
     def _pass_on(self, reply: Reply) -> None:
         if reply.positive or reply.negative:
@@ -649,7 +634,6 @@ class Relay:
         """Go on without a next hop: read a message to its end, but say 4xx to it, and close with 421."""
         self._server_gone = True
         self._owed.clear()
-        self._unsent.clear()
         self._add(CloseServer(abort=self._phase is _Phase.TRANSMISSION))
         if self._phase is _Phase.DATA:
             self._failure = self._failure or replies.NEXT_HOP_LOST_MESSAGE
@@ -673,7 +657,6 @@ class Relay:
         self._add(CloseClient(linger))
         self._phase = _Phase.CLOSED
         self._owed.clear()
-        self._unsent.clear()
 
     def _discard(self) -> None:
         if self._stored:

@@ -1,0 +1,205 @@
+"""The settings file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clamsmtpd.config import SETTINGS, ConfigError, Settings, load
+from clamsmtpd.values import Action, TcpAddress, UnixAddress
+
+OUT = "OutAddress: 127.0.0.1:10026\n"
+
+
+def read(folder: Path, text: str | bytes, *overrides: tuple[str, str, str]) -> Settings:
+    return load(str(write(folder, text)), overrides).settings
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "conf"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def error(folder: Path, text: str | bytes, *overrides: tuple[str, str, str]) -> str:
+    path = write(folder, text)
+    with pytest.raises(ConfigError) as raised:
+        load(str(path), overrides)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message.replace(str(path), "FILE")
+
+
+def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
+    assert read(tmp_path, OUT) == Settings(
+        action=Action.DROP,
+        clam_address=UnixAddress("/var/run/clamav/clamd"),
+        header="X-Virus-Scanned: ClamAV using ClamSMTP",
+        keep_alives=0,
+        listen=TcpAddress(None, 10025),
+        max_connections=64,
+        out_address=TcpAddress("127.0.0.1", 10026),
+        pid_file=None,
+        quarantine=False,
+        temp_directory="/tmp",
+        time_out=180,
+        transparent_proxy=False,
+        user=None,
+        virus_action=None,
+        xclient=False,
+        debug_files=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "attribute", "value"),
+    [
+        ("Action: BOUNCE", "action", Action.BOUNCE),
+        ("action:pass", "action", Action.PASS),
+        ("  ACTION \t:\t drop  ", "action", Action.DROP),
+        ("ClamAddress: 3310", "clam_address", TcpAddress("127.0.0.1", 3310)),
+        ("ClamAddress: 192.0.2.1", "clam_address", TcpAddress("192.0.2.1", 3310)),
+        ("ClamAddress: /run/clamd.ctl", "clam_address", UnixAddress("/run/clamd.ctl")),
+        ("Header:", "header", ""),
+        ("Header: X-Checked: by %i on %d \\r\\n\\tat %l", "header", "X-Checked: by %i on %d \\r\\n\\tat %l"),
+        ("Header: Received: from %i", "header", "Received: from %i"),
+        ("KeepAlives: 30", "keep_alives", 30),
+        ("Listen: 127.0.0.1", "listen", TcpAddress("127.0.0.1", 10025)),
+        ("Listen: [::1]:26", "listen", TcpAddress("::1", 26)),
+        ("MaxConnections: 5000", "max_connections", 5000),
+        ("OutAddress: mx.example.org", "out_address", TcpAddress("mx.example.org", 25)),
+        ("OutAddress: 10026", "out_address", TcpAddress(None, 10026)),
+        ("OutAddress: /run/mx", "out_address", UnixAddress("/run/mx")),
+        ("PidFile: /run/clamsmtpd.pid", "pid_file", "/run/clamsmtpd.pid"),
+        ("Quarantine: yes", "quarantine", True),
+        ("Quarantine: T", "quarantine", True),
+        ("Quarantine: 1", "quarantine", True),
+        ("Quarantine: FALSE", "quarantine", False),
+        ("TempDirectory: /var/spool/clamsmtp", "temp_directory", "/var/spool/clamsmtp"),
+        ("TimeOut: 20", "time_out", 20),
+        ("User: clamsmtp", "user", "clamsmtp"),
+        ("User: 104", "user", "104"),
+        ("VirusAction: /bin/x \"$VIRUS\": # y", "virus_action", '/bin/x "$VIRUS": # y'),
+        ("VirusAction:", "virus_action", None),
+        ("XClient: on", "xclient", True),
+        ("DebugFiles: on", "debug_files", True),
+        ("Bounce: on", "action", Action.BOUNCE),
+        ("bounce: off", "action", Action.DROP),
+        ("ScanHeader: X-Old: y", "header", "X-Old: y"),
+    ],
+)  # fmt: skip
+def test_a_line_and_its_value(tmp_path: Path, line: str, attribute: str, value: object) -> None:
+    assert getattr(read(tmp_path, f"{OUT}{line}\n"), attribute) == value
+
+
+def test_every_setting_is_in_the_table_once() -> None:
+    assert sorted(setting.attribute for setting in SETTINGS) == sorted(Settings.__slots__)
+    assert all(len(setting.help) > 40 for setting in SETTINGS)
+
+
+def test_what_editors_leave_in_a_file(tmp_path: Path) -> None:
+    text = "\ufeff# comment: x\r\n\r\n  # another\r\nOutAddress: 25\r\n\t\r\nQuarantine: on"
+    assert read(tmp_path, text).quarantine
+
+
+def test_a_path_in_the_encoding_of_another_time(tmp_path: Path) -> None:
+    assert read(tmp_path, b"OutAddress: 25\nVirusAction: /bin/caf\xe9\n").virus_action == "/bin/caf\udce9"
+
+
+def test_a_relative_path_is_from_where_the_daemon_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = read(tmp_path, f"{OUT}TempDirectory: spool\nPidFile: run/pid\n")
+    assert (found.temp_directory, found.pid_file) == (str(tmp_path / "spool"), str(tmp_path / "run/pid"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Action: dorp", 'FILE:2: Action: "dorp" is not known; give drop, bounce or pass'),
+        ("Quarantine: maybe", 'FILE:2: Quarantine: "maybe" is not known; give on or off'),
+        ("Bounce: maybe", 'FILE:2: Bounce: "maybe" is not known; give on or off'),
+        ("MaxConnections: 0", 'FILE:2: MaxConnections: "0" is out of range; give a whole number from 1 to 1000000'),
+        ("MaxConnections: many", 'FILE:2: MaxConnections: "many" is out of range; give a whole number from 1 to 1000000'),
+        ("TimeOut: -1", 'FILE:2: TimeOut: "-1" is out of range; give a whole number from 1 to 86400'),
+        ("TimeOut: 9999999999999999999", 'FILE:2: TimeOut: "9999999999999999999" is out of range; give a whole number from 1 to 86400'),
+        ("KeepAlives: 1.5", 'FILE:2: KeepAlives: "1.5" is out of range; give a whole number from 0 to 86400'),
+        ("TimeOut:", "FILE:2: TimeOut: a value is missing; give one, or leave the line out"),
+        ("PidFile:", "FILE:2: PidFile: a value is missing; give one, or leave the line out"),
+        ("Listen: nowhere:99999", 'FILE:2: Listen: "99999" is no port; give a number from 1 to 65535'),
+        ("User: a b", 'FILE:2: User: "a b" is no user; give a user name or number'),
+        ("Header: no field", 'FILE:2: Header: "no field" is no header field; write it as Name: text'),
+        ("Header: X: a\\r\\nb", 'FILE:2: Header: the folded line "b" must start with a blank or \\t'),
+        ("Header: X: a\x01", "FILE:2: Header: it holds a control character; write \\r, \\n or \\t"),
+        ("VirusAction: a\0b", "FILE:2: VirusAction: it holds a NUL octet; take it out"),
+        ("just words", 'FILE:2: "just words" is no setting; write Name: value'),
+        ("Quarantin: on", "FILE:2: Quarantin: is no setting; did you mean Quarantine?"),
+        ("Whatever: on", "FILE:2: Whatever: is no setting; see clamsmtpd.conf(5) for those there are"),
+        ("Wh\x1b[31m: on", "FILE:2: Wh?[31m: is no setting; see clamsmtpd.conf(5) for those there are"),
+        ("TransparentProxy: on", "FILE:1: OutAddress: does not go with TransparentProxy: on; leave one of them out"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    assert error(tmp_path, f"{OUT}{text}\n") == message
+
+
+def test_no_next_hop(tmp_path: Path) -> None:
+    assert error(tmp_path, "# nothing\n") == (
+        "FILE: OutAddress: is missing; give the next hop's address, or TransparentProxy: on"
+    )
+    assert read(tmp_path, "TransparentProxy: on\n").out_address is None
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read: .*; name the settings file with -f"):
+            load(str(path))
+
+
+def test_a_file_that_may_be_missing(tmp_path: Path) -> None:
+    path = str(tmp_path / "missing")
+    found = load(path, [("argument", "OutAddress", "26")], required=False)
+    assert found.settings.out_address == TcpAddress(None, 26)
+    assert found.warnings == (f"{path}: is missing; only the flags count",)
+
+
+def test_flags_beat_the_file(tmp_path: Path) -> None:
+    found = read(tmp_path, f"{OUT}PidFile: /a\n", ("-p", "PidFile", "/b"), ("-m", "MaxConnections", "5"))
+    assert (found.pid_file, found.max_connections) == ("/b", 5)
+
+
+def test_a_bad_flag_is_named(tmp_path: Path) -> None:
+    assert error(tmp_path, OUT, ("-t", "TimeOut", "soon")).startswith('-t: TimeOut: "soon" is out of range')
+
+
+def test_warnings_name_the_place_and_the_new_name(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{OUT}Bounce: on\nTimeOut: 5\nTimeOut: 6\nHeader: X: %q %i %%\n")
+    found = load(str(path), [("-t", "TimeOut", "7")])
+    assert found.settings.time_out == 7
+    assert [warning.replace(str(path), "FILE") for warning in found.warnings] == [
+        "FILE:2: Bounce is an old name; write Action: bounce",
+        "FILE:4: TimeOut is given again; this one counts, not FILE:3",
+        "FILE:5: Header: %q is not known and stands for nothing; there are %i, %l, %d and %%",
+    ]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200))
+def test_any_file_gives_settings_or_one_line(tmp_path: Path, text: bytes) -> None:
+    path = write(tmp_path, b"OutAddress: 25\n" + text)
+    try:
+        assert isinstance(load(str(path)).settings, Settings)
+    except ConfigError as found:
+        assert "\n" not in str(found)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([setting.name for setting in SETTINGS]), st.text(st.characters(codec="utf-8"), max_size=30))
+def test_any_value_gives_settings_or_one_line(tmp_path: Path, name: str, value: str) -> None:
+    path = write(tmp_path, f"OutAddress: 25\n{name}: {value}\n")
+    try:
+        assert isinstance(load(str(path)).settings, Settings)
+    except ConfigError as found:
+        assert "\n" not in str(found)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from clamsmtpd import listeners
+from clamsmtpd.listeners import listen
+from clamsmtpd.values import StartError, TcpAddress, UnixAddress
+from tests.support.process import free_port
+
+MODULE = "clamsmtpd.listeners"
+
+
+def _connect(host: str, port: int) -> None:
+    socket.create_connection((host, port), timeout=5).close()
+
+
+def test_an_ipv4_address() -> None:
+    port = free_port()
+    (sock,) = listen(TcpAddress("127.0.0.1", port))
+    with closing(sock):
+        assert sock.getsockname() == ("127.0.0.1", port)
+        assert not sock.get_inheritable()
+        _connect("127.0.0.1", port)
+
+
+def test_an_ipv6_address_is_ipv6_only() -> None:
+    port = free_port("::1")
+    (sock,) = listen(TcpAddress("::1", port))
+    with closing(sock):
+        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+        _connect("::1", port)
+
+
+def test_a_port_alone_is_all_addresses_of_both_families() -> None:
+    port = free_port()
+    (sock,) = listen(TcpAddress(None, port))
+    with closing(sock):
+        _connect("127.0.0.1", port)
+        _connect("::1", port)
+
+
+def test_without_ipv6_a_port_alone_is_all_ipv4_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{MODULE}.socket.has_dualstack_ipv6", lambda: False)
+    port = free_port()
+    (sock,) = listen(TcpAddress(None, port))
+    with closing(sock):
+        assert sock.getsockname() == ("0.0.0.0", port)
+
+
+def _resolve_to(*hosts: str) -> Callable[..., object]:
+    def getaddrinfo(_host: str, port: int, **_options: object) -> list[object]:
+        return [
+            (socket.AF_INET6, 1, 6, "", (host, port, 0, 0)) if ":" in host else (socket.AF_INET, 1, 6, "", (host, port))
+            for host in hosts
+        ]
+
+    return getaddrinfo
+
+
+def test_a_host_name_is_each_of_its_addresses_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{MODULE}.socket.getaddrinfo", _resolve_to("::1", "127.0.0.1", "127.0.0.1"))
+    port = free_port()
+    sockets = listen(TcpAddress("localhost", port))
+    assert [sock.getsockname()[0] for sock in sockets] == ["::1", "127.0.0.1"]
+    for sock in sockets:
+        sock.close()
+
+
+def test_an_address_of_a_name_that_is_not_here_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{MODULE}.socket.getaddrinfo", _resolve_to("2001:db8::1", "127.0.0.1"))
+    (sock,) = listen(TcpAddress("mail.example", free_port()))
+    with closing(sock):
+        assert sock.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_name_with_no_address_of_this_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{MODULE}.socket.getaddrinfo", _resolve_to("2001:db8::1", "192.0.2.1"))
+    with pytest.raises(StartError, match=r"give an address of this host$"):
+        listen(TcpAddress("mail.example", free_port()))
+
+
+def test_a_name_that_does_not_resolve_is_told() -> None:
+    with pytest.raises(StartError, match=r"^Listen: name\.invalid:10025: .+; give an address of this host$"):
+        listen(TcpAddress("name.invalid", 10025))
+
+
+def test_an_address_in_use_leaves_no_socket_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        monkeypatch.setattr(f"{MODULE}.socket.getaddrinfo", _resolve_to("::1", "127.0.0.1"))
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(StartError) as caught:
+            listen(TcpAddress("localhost", port))
+        assert str(caught.value) == (
+            f"Listen: cannot listen on localhost:{port}: Address already in use; is another clamsmtpd running?"
+        )
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_port_that_only_root_may_take_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_arguments: object, **_options: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(f"{MODULE}.socket.create_server", forbidden)
+    with pytest.raises(StartError, match=r"cannot listen on 127\.0\.0\.1:25: Permission denied; only root can do that"):
+        listen(TcpAddress("127.0.0.1", 25))
+
+
+# Unix sockets
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socket"
+
+
+def test_any_user_may_connect_to_a_unix_socket(path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        (sock,) = listen(UnixAddress(str(path)))
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    with closing(sock), socket.socket(socket.AF_UNIX) as client:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        client.connect(str(path))
+
+
+def test_the_socket_of_a_dead_daemon_is_replaced(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    (sock,) = listen(UnixAddress(str(path)))
+    sock.close()
+
+
+@pytest.mark.parametrize("backlog", [0, 5])
+def test_the_socket_of_a_living_daemon_is_not(path: Path, backlog: int) -> None:
+    with socket.socket(socket.AF_UNIX) as living, socket.socket(socket.AF_UNIX) as waiting:
+        living.bind(str(path))
+        living.listen(backlog)
+        # With a queue of one, it is full now.
+        waiting.connect(str(path))
+        with pytest.raises(StartError, match=re.escape(f"{path}: Address already in use; is another")):
+            listen(UnixAddress(str(path)))
+        assert path.exists()
+
+
+def test_a_plain_file_is_never_replaced(path: Path) -> None:
+    path.write_text("precious")
+    with pytest.raises(StartError, match="Address already in use"):
+        listen(UnixAddress(str(path)))
+    assert path.read_text() == "precious"
+
+
+def test_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="No such file or directory; give a path in a directory that exists"):
+        listen(UnixAddress(str(tmp_path / "missing" / "socket")))
+
+
+def test_the_queue_of_connections_is_long() -> None:
+    assert listeners.BACKLOG >= 1024
