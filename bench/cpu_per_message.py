@@ -30,7 +30,9 @@ ORIGINALS = (Path("/usr/sbin/clamsmtpd"), ROOT / ".build/root/usr/sbin/clamsmtpd
 
 
 @contextlib.contextmanager
-def filter_running(command: list[str], folder: Path, clamd: Clamd, out: int, name: str) -> Iterator[tuple[Program, int]]:
+def filter_running(
+    command: list[str], folder: Path, clamd: Clamd, out: int, name: str
+) -> Iterator[tuple[Program, int]]:
     """Run a filter with a settings file that both programs understand; yield it and its port."""
     port = free_port()
     spool = folder / f"spool-{name}"
@@ -111,8 +113,8 @@ def main() -> int:
     for title in filters:
         row = f"{title:28}"
         for keep in (True, False):
-            results = found[title, keep]
-            row += f"{statistics.median(cpu for cpu, _ in results):12.2f}{statistics.median(rate for _, rate in results):12.0f}"
+            cpu, rate = (statistics.median(column) for column in zip(*found[title, keep], strict=True))
+            row += f"{cpu:12.2f}{rate:12.0f}"
         print(row)
     return 0
 

@@ -46,8 +46,10 @@ def manual_keywords() -> str:
 def sample() -> str:
     """Return the sample settings file."""
     parts = [
-        "# Settings of clamsmtpd(8); clamsmtpd.conf(5) says more about each.\n"
-        "# A line that starts with # is a comment. Those below that could be settings show the defaults.\n"
+        """\
+# Settings of clamsmtpd(8); clamsmtpd.conf(5) says more about each.
+# A line that starts with # is a comment. Those below that could be settings show the defaults.
+"""
     ]
     for setting in SETTINGS:
         help_lines = textwrap.wrap(setting.help, 96)

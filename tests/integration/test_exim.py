@@ -25,4 +25,3 @@ def test_exim_takes_what_is_clean_and_nothing_else(clamd: Clamd, start_daemon: S
         assert b"X-Virus-Scanned: ClamAV using ClamSMTP\n" in text
         assert text.endswith(b"\n\n.text\n")
         assert len(exim.messages()) == 1
-

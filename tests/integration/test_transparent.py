@@ -92,7 +92,9 @@ class Hosts:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-INCOMING = "table inet filter_mail { chain in { type nat hook prerouting priority dstnat; tcp dport 25 redirect to :10025; }; }"
+INCOMING = (
+    "table inet scan { chain in { type nat hook prerouting priority dstnat; tcp dport 25 redirect to :10025; }; }"
+)
 OUTGOING = "table inet loop { chain out { type nat hook output priority -100; tcp dport 25 redirect to :10025; }; }"
 
 Inside = Callable[..., Program]

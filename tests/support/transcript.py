@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from clamsmtpd.smtp.events import (
     BeginMessage,
@@ -29,7 +30,7 @@ from clamsmtpd.smtp.events import (
     Transmit,
 )
 from clamsmtpd.smtp.relay import Relay
-from clamsmtpd.values import Bounce, Defer, Deliver, Drop
+from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop
 
 __all__ = ["GREETING", "MESSAGE", "play"]
 
@@ -63,7 +64,7 @@ MESSAGE = (
 """
 )
 
-_DECISIONS = {
+_DECISIONS: dict[str, Decision] = {
     "deliver": Deliver(b"X-Scanned: yes\r\n"),
     "deliver-on-top": Deliver(b"Received: here\r\n", on_top=True),
     "deliver-plain": Deliver(),
@@ -158,9 +159,9 @@ def _cut(data: bytes, size: int) -> list[bytes]:
 
 def _events(relay: Relay, step: _Step, size: int) -> Iterable[Callable[[], list[Effect]]]:
     if step.kind == ">>":
-        return [lambda piece=piece: relay.client_data(piece) for piece in _cut(step.data, size)]
+        return [partial(relay.client_data, piece) for piece in _cut(step.data, size)]
     if step.kind == "<-":
-        return [lambda piece=piece: relay.server_data(piece) for piece in _cut(step.data, size)]
+        return [partial(relay.server_data, piece) for piece in _cut(step.data, size)]
     name, *words = step.kind.split()
     if name == "decide":
         return [lambda: relay.decide(_DECISIONS[words[0]])]

@@ -185,6 +185,7 @@ async def world(
     hop = hop or Hop()
     clamd = clamd or Clamd()
     hop_server = await asyncio.start_server(hop.serve, "127.0.0.1", 0, limit=1 << 26)
+    hop_port = hop_server.sockets[0].getsockname()[1]
     clamd_path = str(folder / "clamd.sock")
     clamd_server = await asyncio.start_unix_server(clamd.serve, clamd_path)
     spool = folder / "spool"
@@ -194,7 +195,7 @@ async def world(
         "\n".join(
             [
                 "Listen: 127.0.0.1:10025",
-                f"OutAddress: {out or '127.0.0.1:%d' % hop_server.sockets[0].getsockname()[1]}",
+                f"OutAddress: {out or f'127.0.0.1:{hop_port}'}",
                 f"ClamAddress: {clam(clamd_path)}",
                 f"TempDirectory: {spool}",
                 *lines,

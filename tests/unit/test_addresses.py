@@ -42,7 +42,21 @@ def test_every_form(text: str, address: Address) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", " ", "0", "65536", "123456", "host:", "host:0", "host:65536", "host:x", ":25", "foo bar:25", "-x", "a..b"),
+        *(
+            "",
+            " ",
+            "0",
+            "65536",
+            "123456",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:x",
+            ":25",
+            "foo bar:25",
+            "-x",
+            "a..b",
+        ),
         *("192.0.2.256", "1.2.3", "[::1", "[::1]25", "[::1]:", "[192.0.2.1]:25", "::g", "1:2:3", "a:b:c", "host:25:26"),
         *("/" + "x" * 107, "höst:25", "²⁵", "x" * 64, "relative/path"),
     ],

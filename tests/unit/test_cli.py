@@ -41,7 +41,13 @@ def config(tmp_path: Path) -> str:
 
 def test_v_prints_the_version_and_the_default_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["-v"]) == 0
-    assert capsys.readouterr().out.split() == ["clamsmtpd", "(version", f"{__version__})", "(config:", "/etc/clamsmtpd.conf)"]
+    assert capsys.readouterr().out.split() == [
+        "clamsmtpd",
+        "(version",
+        f"{__version__})",
+        "(config:",
+        "/etc/clamsmtpd.conf)",
+    ]
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +70,24 @@ def test_d_stays_in_the_foreground(started: Started, config: str, level: str) ->
 
 
 def test_old_flags_are_taken_with_a_warning_each(started: Started, config: str) -> None:
-    arguments = "-b -c 192.0.2.1 -D /spool -h X-A:b -l 10030 -m 5 -q -t 6 -X 192.0.2.9:26".split()
+    arguments = [
+        "-b",
+        "-c",
+        "192.0.2.1",
+        "-D",
+        "/spool",
+        "-h",
+        "X-A:b",
+        "-l",
+        "10030",
+        "-m",
+        "5",
+        "-q",
+        "-t",
+        "6",
+        "-X",
+        "192.0.2.9:26",
+    ]
     assert cli.main([*arguments, "-f", config]) == 0
     settings = started.settings
     assert settings.action is Action.BOUNCE

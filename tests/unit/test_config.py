@@ -82,7 +82,7 @@ def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
         ("TimeOut: 20", "time_out", 20),
         ("User: clamsmtp", "user", "clamsmtp"),
         ("User: 104", "user", "104"),
-        ("VirusAction: /bin/x \"$VIRUS\": # y", "virus_action", '/bin/x "$VIRUS": # y'),
+        ('VirusAction: /bin/x "$VIRUS": # y', "virus_action", '/bin/x "$VIRUS": # y'),
         ("VirusAction:", "virus_action", None),
         ("XClient: on", "xclient", True),
         ("DebugFiles: on", "debug_files", True),
@@ -122,9 +122,9 @@ def test_a_relative_path_is_from_where_the_daemon_was_started(tmp_path: Path, mo
         ("Quarantine: maybe", 'FILE:2: Quarantine: "maybe" is not known; give on or off'),
         ("Bounce: maybe", 'FILE:2: Bounce: "maybe" is not known; give on or off'),
         ("MaxConnections: 0", 'FILE:2: MaxConnections: "0" is out of range; give a whole number from 1 to 1000000'),
-        ("MaxConnections: many", 'FILE:2: MaxConnections: "many" is out of range; give a whole number from 1 to 1000000'),
+        ("MaxConnections: 1e3", 'FILE:2: MaxConnections: "1e3" is out of range; give a whole number from 1 to 1000000'),
         ("TimeOut: -1", 'FILE:2: TimeOut: "-1" is out of range; give a whole number from 1 to 86400'),
-        ("TimeOut: 9999999999999999999", 'FILE:2: TimeOut: "9999999999999999999" is out of range; give a whole number from 1 to 86400'),
+        ("TimeOut: 9999999999", 'FILE:2: TimeOut: "9999999999" is out of range; give a whole number from 1 to 86400'),
         ("KeepAlives: 1.5", 'FILE:2: KeepAlives: "1.5" is out of range; give a whole number from 0 to 86400'),
         ("TimeOut:", "FILE:2: TimeOut: a value is missing; give one, or leave the line out"),
         ("PidFile:", "FILE:2: PidFile: a value is missing; give one, or leave the line out"),
@@ -154,7 +154,7 @@ def test_no_next_hop(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(ConfigError, match="cannot be read: .*; name the settings file with -f"):
+        with pytest.raises(ConfigError, match=r"cannot be read: .*; name the settings file with -f"):
             load(str(path))
 
 
@@ -192,7 +192,10 @@ def test_any_file_gives_settings_or_one_line(tmp_path: Path, text: bytes) -> Non
     try:
         assert isinstance(load(str(path)).settings, Settings)
     except ConfigError as found:
-        assert "\n" not in str(found)
+        lines = str(found).splitlines()
+    else:
+        lines = ["fine"]
+    assert len(lines) == 1
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -202,4 +205,7 @@ def test_any_value_gives_settings_or_one_line(tmp_path: Path, name: str, value: 
     try:
         assert isinstance(load(str(path)).settings, Settings)
     except ConfigError as found:
-        assert "\n" not in str(found)
+        lines = str(found).splitlines()
+    else:
+        lines = ["fine"]
+    assert len(lines) == 1

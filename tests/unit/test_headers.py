@@ -42,14 +42,19 @@ def render(template: str, now: datetime = NOON) -> bytes:
         ("X: a\\xb", b"X: a\\xb\r\n"),
         ("X: é", "X: é\r\n".encode()),
         ("X: \udcff", b"X: \xff\r\n"),
-        ("Received: from %i\\r\\n\\tby %l; %d", b"Received: from 192.0.2.1\r\n\tby 198.51.100.2; Tue, 3 Nov 2026 12:05:09 +0000 (UTC)\r\n"),
+        (
+            "Received: from %i\\r\\n\\tby %l; %d",
+            b"Received: from 192.0.2.1\r\n\tby 198.51.100.2; Tue, 3 Nov 2026 12:05:09 +0000 (UTC)\r\n",
+        ),
     ],
 )
 def test_the_template_is_filled_in(template: str, field: bytes) -> None:
     assert render(template) == field
 
 
-@pytest.mark.parametrize(("template", "on_top"), [("Received: x", True), ("RECEIVED: x", True), ("X-Received: x", False), ("", False)])
+@pytest.mark.parametrize(
+    ("template", "on_top"), [("Received: x", True), ("RECEIVED: x", True), ("X-Received: x", False), ("", False)]
+)
 def test_a_trace_field_goes_on_top(template: str, on_top: bool) -> None:
     assert HeaderTemplate(template).on_top is on_top
 

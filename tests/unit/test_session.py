@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from clamsmtpd import policy
 from clamsmtpd.config import load
 from clamsmtpd.server import Server
+from clamsmtpd.values import Decision
 from tests.support.world import Clamd, Client, Hop, run, world
 
 INFECTED = b"fd[1]: Eicar-Test FOUND\0"
@@ -55,7 +57,9 @@ def test_a_virus_is_dropped_kept_and_reported(tmp_path: Path, caplog: pytest.Log
         async with world(tmp_path, "Quarantine: on", hook, clamd=Clamd(INFECTED)) as here:
             client = await here.client()
             await client.envelope()
-            assert await client.message(b"Subject: x\r\n\r\n..bad\r\n") == b"250 2.0.0 Virus found; message discarded\r\n"
+            assert (
+                await client.message(b"Subject: x\r\n\r\n..bad\r\n") == b"250 2.0.0 Virus found; message discarded\r\n"
+            )
             assert await client.ask(b"NOOP") == b"250 ok\r\n"
             (kept,) = here.folder.glob("virus.*")
             assert kept.read_bytes() == b"Subject: x\r\n\r\n.bad\r\n"
@@ -105,9 +109,18 @@ def test_a_virus_that_cannot_be_kept_is_not_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    [b"", b"fd[1]: OK", b"OK\0", b"fd[1]: ok\0", b"fd[1]: OK\0fd[2]: OK\0", b"fd[1]: (null) FOUND\0", b"COMMAND READ TIMED OUT\n",
-     b"fd[1]: Can't allocate memory ERROR\0", b"220 I am an SMTP server\r\n"],
-)  # fmt: skip
+    [
+        b"",
+        b"fd[1]: OK",
+        b"OK\0",
+        b"fd[1]: ok\0",
+        b"fd[1]: OK\0fd[2]: OK\0",
+        b"fd[1]: (null) FOUND\0",
+        b"COMMAND READ TIMED OUT\n",
+        b"fd[1]: Can't allocate memory ERROR\0",
+        b"220 I am an SMTP server\r\n",
+    ],
+)
 def test_a_strange_answer_of_clamd_is_451(tmp_path: Path, reply: bytes, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="clamsmtpd")
 
@@ -511,13 +524,10 @@ def test_passwords_are_not_in_the_debug_log(tmp_path: Path, caplog: pytest.LogCa
 def test_a_fault_of_ours_delivers_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clamsmtpd import inspection, policy  # noqa: PLC0415
-
-    def broken(*_: object) -> None:
+    def broken(*_: object) -> Decision:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(inspection.policy, "decide", broken)
-    assert policy.decide is broken
+    monkeypatch.setattr(policy, "decide", broken)
 
     async def main() -> None:
         async with world(tmp_path) as here:

@@ -79,6 +79,7 @@ class _Phase(enum.Enum):
         #: Whose move it is in this phase; None where it depends on what the next hop owes us.
         self.awaits = awaits
 
+
 # What a client may say before it has introduced itself, when XCLIENT is on: nothing in which the
 # next hop would mistake our address for the client's.
 _BEFORE_XCLIENT = frozenset({b"HELO", b"EHLO", b"NOOP", b"RSET", b"HELP", b"QUIT"})

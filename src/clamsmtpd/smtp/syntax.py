@@ -227,11 +227,6 @@ class ReplyReader:
         self._lines: list[bytes] = []
         self._size = 0
 
-    @property
-    def partial(self) -> bool:
-        """Whether a reply has begun and not ended."""
-        return bool(self._data or self._lines)
-
     def feed(self, data: bytes) -> None:
         """Append octets from the next hop."""
         self._data = self._data + data if self._data else data

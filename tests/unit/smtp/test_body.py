@@ -12,7 +12,8 @@ from clamsmtpd.smtp.body import EndOfData, HeaderSection, unstuff
 
 #: Octets that can be part of an end, and some that cannot.
 TRICKY = st.lists(
-    st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"\0", b"..", b"\r\n.", b"\r\n.\r", b"x", b"Subject: y", b" "]), max_size=30
+    st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"\0", b"..", b"\r\n.", b"\r\n.\r", b"x", b"Subject: y", b" "]),
+    max_size=30,
 ).map(b"".join)
 
 
@@ -115,6 +116,30 @@ def test_deceptive_says_whether_a_lenient_server_sees_another_end(octets: bytes)
     assert deceptive == (len(lone_dots) > 1 or b"\r\n.\r\n" not in wire)
 
 
+@pytest.mark.parametrize(
+    ("text", "deceptive"),
+    [
+        (b"a\n.\nb\r\n", True),
+        (b"a\n.\r\nb\r\n", True),
+        (b"a\r\n.\nb\r\n", True),
+        (b"a\r.\rb\r\n", True),
+        (b"a\r\n.\r\r\nb\r\n", True),
+        (b"a\r\n\0.\r\nb\r\n", True),
+        (b"a\r\n.\0\0\r\nb\r\n", True),
+        (b".\rb\r\n", True),
+        (b"\0.\r\n", True),
+        (b"a\0.\r\nb\r\n", False),
+        (b"a.\r\nb.\n\r\n", False),
+        (b"a\n..\r\n..\r\n", False),
+        (b"a\rb\nc\0d\r\n", False),
+        (b"\n.a\r\n", False),
+    ],
+)
+def test_a_lone_dot_between_other_line_ends_is_deceptive(text: bytes, deceptive: bool) -> None:
+    assert feed([text + b".\r\n"]) == (text, b"", b"\r\n." in b"\r\n" + text, deceptive)
+    assert feed(single_octets(text + b".\r\n"))[3] is deceptive
+
+
 def test_many_nul_octets_take_no_memory() -> None:
     body = EndOfData()
     assert body.feed(b"\r\n" + b"\0" * 100_000) == (b"\r\n" + b"\0" * 100_000, None)
@@ -183,7 +208,9 @@ def test_nothing_is_looked_at_behind_the_section() -> None:
 
 @given(st.data())
 def test_the_section_is_the_same_in_every_cutting(data: st.DataObject) -> None:
-    parts = st.sampled_from([b"A: b\r\n", b" c\r\n", b"\r\n", b"text\r\n", b"From x\r\n", b">", b"D", b" ", b":", b"\n", b"x"])
+    parts = st.sampled_from(
+        [b"A: b\r\n", b" c\r\n", b"\r\n", b"text\r\n", b"From x\r\n", b">", b"D", b" ", b":", b"\n", b"x"]
+    )
     text = b"".join(data.draw(st.lists(parts, max_size=20)))
     assert section(data.draw(cuttings(text))) == section([text])
     assert section(single_octets(text)) == section([text])

@@ -169,10 +169,22 @@ class Network:
 
 
 LINES = st.sampled_from(
-    [b"EHLO me", b"MAIL FROM:<a@b>", b"MAIL FROM:<bad>", b"RCPT TO:<c@d>", b"RCPT TO:<bad>", b"RSET", b"NOOP", b"FOO", b"BAR x"]
+    [
+        b"EHLO me",
+        b"MAIL FROM:<a@b>",
+        b"MAIL FROM:<bad>",
+        b"RCPT TO:<c@d>",
+        b"RCPT TO:<bad>",
+        b"RSET",
+        b"NOOP",
+        b"FOO",
+        b"BAR x",
+    ]
 )
 TEXTS = st.lists(
-    st.sampled_from([b"A: field", b" folded", b"", b"text", b"..", b".x", b"virus", b"broken", b"QUIT", b"MAIL FROM:<x@y>", b"\xff"]),
+    st.sampled_from(
+        [b"A: field", b" folded", b"", b"text", b"..", b".x", b"virus", b"broken", b"QUIT", b"MAIL FROM:<x@y>", b"\xff"]
+    ),
     max_size=6,
 )
 TRANSACTION = st.tuples(st.lists(LINES, max_size=4), TEXTS).map(

@@ -899,7 +899,9 @@ def test_421_to_a_command_closes_behind_it() -> None:
     )
 
 
-@pytest.mark.parametrize("junk", ["hello", "25 ok", "150 no", "650 no", "250?ok", "2\\xb20 ok", "250 a\\0b", "250 a\\rb"])
+@pytest.mark.parametrize(
+    "junk", ["hello", "25 ok", "150 no", "650 no", "250?ok", "2\\xb20 ok", "250 a\\0b", "250 a\\rb"]
+)
 def test_what_is_no_reply_ends_the_dialogue(junk: str) -> None:
     relay = Relay()
     relay.server_data(b"220 hop\r\n")
@@ -1607,7 +1609,17 @@ def test_the_verdict_has_a_clock_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     "end",
-    [r"\n.\n", r"\n.\r\n", r"\r\n.\n", r"\r.\r", r"\r\n.\r", r"\r.\r\n", r"\r\n.\r\r\n", r"\r\n\0.\r\n", r"\r\n.\0\r\n"],
+    [
+        r"\n.\n",
+        r"\n.\r\n",
+        r"\r\n.\n",
+        r"\r.\r",
+        r"\r\n.\r",
+        r"\r.\r\n",
+        r"\r\n.\r\r\n",
+        r"\r\n\0.\r\n",
+        r"\r\n.\0\r\n",
+    ],
 )
 def test_a_dot_between_line_ends_that_are_not_crlf_lets_nothing_through(end: str) -> None:
     text = rf"text{end}MAIL FROM:<evil@example.org>"

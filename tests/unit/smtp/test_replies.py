@@ -17,7 +17,7 @@ def test_each_is_one_complete_line_with_the_enhanced_code_of_its_class() -> None
         reader.feed(text)
         reply = reader.next()
         assert isinstance(reply, Reply), name
-        assert not reader.partial, name
+        assert reader.next() is None, name
         assert len(text) <= 512, name
         if reply.code != 354:
             assert re.match(rb"%d\.\d{1,3}\.\d{1,3} \S" % (reply.code // 100), reply.lines[0]), name

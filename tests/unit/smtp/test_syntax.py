@@ -200,18 +200,9 @@ def test_a_reply_is_complete_with_its_last_line(data: bytes, expected: list[Repl
     assert replies(single_octets(data)) == expected
 
 
-def test_partial_says_whether_a_reply_has_begun() -> None:
-    reader = ReplyReader()
-    assert not reader.partial
-    reader.feed(b"250-a\r\n")
-    assert reader.next() is None
-    assert reader.partial
-    reader.feed(b"250 b\r\n")
-    assert reader.next() == Reply(250, (b"a", b"b"))
-    assert not reader.partial
-
-
-@pytest.mark.parametrize("data", [b"250-" + b"x" * REPLY_MAX, b"250-x\r\n" * (REPLY_MAX // 5 + 1), b"x" * (REPLY_MAX + 1)])
+@pytest.mark.parametrize(
+    "data", [b"250-" + b"x" * REPLY_MAX, b"250-x\r\n" * (REPLY_MAX // 5 + 1), b"x" * (REPLY_MAX + 1)]
+)
 def test_a_reply_without_end_is_none(data: bytes) -> None:
     found = replies([data])
     assert len(found) == 1
