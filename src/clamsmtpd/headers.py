@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 
 __all__ = ["HeaderTemplate", "rfc5322_date"]
@@ -41,19 +42,32 @@ class HeaderTemplate:
     header section.
     """
 
-    __slots__ = ("_text", "on_top")
+    __slots__ = ("_constant", "_text", "on_top")
 
     def __init__(self, template: str) -> None:
         self._text = _ESCAPE.sub(lambda found: _ESCAPES[found.group()], template).strip()
         #: A trace field goes on top of the message (RFC 5321 section 4.4).
         self.on_top = self._text.lower().startswith("received:")
+        # Most templates, such as the default, are the same for every message.
+        self._constant = _fold(self._text) if "%" not in self._text else None
 
-    def render(self, *, client: str, local: str, now: datetime) -> bytes:
-        """Return the field with its final CRLF; nothing for an empty template. ``now`` is aware."""
-        if not self._text:
-            return b""
-        values = {"i": client, "l": local, "d": rfc5322_date(now), "%": "%"}
-        text = _SYMBOL.sub(lambda found: values.get(found.group(1), ""), self._text)
-        first, *further = [line for line in _LINE_END.split(text) if line.strip()]
-        folded = [line if line[0] in " \t" else "\t" + line for line in further]
-        return "".join(line + "\r\n" for line in (first, *folded)).encode("utf-8", "surrogateescape")
+    def render(self, *, client: str, local: str, clock: Callable[[], datetime]) -> bytes:
+        """Return the field with its final CRLF; nothing for an empty template.
+
+        ``clock`` gives the time, in a time zone, if the template wants it.
+        """
+        if self._constant is not None:
+            return self._constant
+        values = {"i": client, "l": local, "%": "%"}
+        if "%d" in self._text:
+            values["d"] = rfc5322_date(clock())
+        return _fold(_SYMBOL.sub(lambda found: values.get(found.group(1), ""), self._text))
+
+
+def _fold(text: str) -> bytes:
+    """Return a field, with whatever line ends, as the lines of a header section."""
+    if not text:
+        return b""
+    first, *further = [line for line in _LINE_END.split(text) if line.strip()]
+    folded = [line if line[0] in " \t" else "\t" + line for line in further]
+    return "".join(line + "\r\n" for line in (first, *folded)).encode("utf-8", "surrogateescape")

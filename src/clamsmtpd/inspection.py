@@ -63,7 +63,8 @@ class Inspector:
         Whatever goes wrong on this side ends in :class:`Defer`: the client keeps its message.
         """
         verdict = await self._scan(message, stuffed=stuffed)
-        _log.info("%s: %s", route.tag, message_line(envelope, verdict))
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("%s: %s", route.tag, message_line(envelope, verdict))
         if isinstance(verdict, Unscanned):
             _log.warning("%s: no verdict: %s", route.tag, escape(verdict.reason))
         elif isinstance(verdict, Infected):
@@ -74,7 +75,7 @@ class Inspector:
                 _log.error("%s: cannot quarantine in %s: %s", route.tag, self._settings.temp_directory, error)
                 return Defer()
         template = self._template
-        field = template.render(client=route.client, local=route.local, now=self._clock())
+        field = template.render(client=route.client, local=route.local, clock=self._clock)
         return policy.decide(verdict, self._settings.action, Deliver(field, on_top=template.on_top))
 
     async def _scan(self, message: Spool, *, stuffed: bool) -> Verdict:

@@ -16,7 +16,7 @@ NOON = datetime(2026, 11, 3, 12, 5, 9, tzinfo=UTC)
 
 
 def render(template: str, now: datetime = NOON) -> bytes:
-    return HeaderTemplate(template).render(client="192.0.2.1", local="198.51.100.2", now=now)
+    return HeaderTemplate(template).render(client="192.0.2.1", local="198.51.100.2", clock=lambda: now)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_every_date_can_be_read_back(moment: datetime, minutes: int) -> None:
 
 @given(st.text(max_size=80))
 def test_no_template_makes_a_line_that_is_not_folded(template: str) -> None:
-    field = HeaderTemplate("X: " + template).render(client="c", local="l", now=NOON)
+    field = HeaderTemplate("X: " + template).render(client="c", local="l", clock=lambda: NOON)
     lines = field.decode("utf-8", "surrogateescape").split("\r\n")
     assert lines[-1] == ""
     assert lines[0].startswith("X:")

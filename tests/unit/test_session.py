@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ import pytest
 from clamsmtpd import policy
 from clamsmtpd.config import load
 from clamsmtpd.server import Server
+from clamsmtpd.spool import Spool
 from clamsmtpd.values import Decision
 from tests.support.world import Clamd, Client, Hop, run, world
 
@@ -134,6 +136,27 @@ def test_a_strange_answer_of_clamd_is_451(tmp_path: Path, reply: bytes, caplog: 
 
     run(main())
     assert any(record.getMessage().endswith("status=CLAMAV-ERROR") for record in caplog.records)
+
+
+def test_a_message_that_cannot_be_stored_is_451_wherever_in_it_that_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_spool: Spool, data: bytes) -> None:
+        if b"last" in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Spool, "append", full)
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            client = await here.client()
+            await client.envelope()
+            # Text and final dot in one segment: nothing comes behind the failure.
+            assert (await client.message(b"last\r\n")).startswith(b"451 4.3.1 ")
+            assert await client.ask(b"NOOP") == b"250 ok\r\n"
+            assert here.hop.texts == []
+
+    run(main())
 
 
 def test_no_clamd_at_all_is_451(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -226,6 +226,11 @@ class Relay:
         """Learn that the spool could not take the text: read the rest of the message, keep nothing."""
         self._failure = self._failure or replies.CANNOT_STORE
         self._discard()
+        if self.awaits is Awaits.VERDICT:
+            # It was the last of the text, and nobody will judge what is not there.
+            self._decision = Defer()
+            self._carry_out()
+            self._read_client()
         return self._take_effects()
 
     def decide(self, decision: Decision) -> list[Effect]:

@@ -738,6 +738,21 @@ def test_a_full_disk_is_451_and_the_rest_of_the_message_is_no_command() -> None:
     ]
 
 
+def test_a_disk_that_is_full_at_the_very_end_of_a_message() -> None:
+    play(
+        MESSAGE
+        + """
+        .. storage-failed
+        ** discard
+        << 451 4.3.1 Message cannot be stored now; try again later
+        -> RSET
+        <- 250 ok
+        >> NOOP
+        -> NOOP
+    """
+    )
+
+
 def test_the_next_hop_lost_while_the_message_comes_in() -> None:
     play(
         GREETING
