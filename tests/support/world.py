@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -162,7 +162,7 @@ class World:
     port: int
     folder: Path
     stop: asyncio.Event
-    served: Awaitable[None]
+    served: asyncio.Future[None]
     clients: list[Client] = field(default_factory=list)
 
     async def client(self, host: str = "127.0.0.1") -> Client:

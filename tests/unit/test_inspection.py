@@ -1,0 +1,144 @@
+"""The story of one message, with a scanner that says what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from clamsmtpd.clamd.client import Scanner
+from clamsmtpd.config import Settings, load
+from clamsmtpd.hooks import HookRunner
+from clamsmtpd.inspection import Inspector, Route
+from clamsmtpd.spool import Spool
+from clamsmtpd.values import Bounce, Clean, Decision, Defer, Deliver, Drop, Envelope, Infected, Unscanned, Verdict
+
+NOON = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
+ROUTE = Route("10002A", "192.0.2.1", "198.51.100.2", "203.0.113.3")
+ENVELOPE = Envelope(b"a@example.org", (b"b@example.org",))
+
+
+class Oracle:
+    """A scanner that has its verdict ready, or fails."""
+
+    def __init__(self, verdict: Verdict | OSError) -> None:
+        self.verdict = verdict
+        self.seen = b""
+
+    async def scan(self, message: Spool) -> Verdict:
+        self.seen = b"".join(message.pieces())
+        if isinstance(self.verdict, OSError):
+            raise self.verdict
+        return self.verdict
+
+
+class Hooks:
+    """Notes what would have been run."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, Mapping[str, bytes], str]] = []
+
+    def start(self, command: str, variables: Mapping[str, bytes], tag: str) -> None:
+        self.started.append((command, variables, tag))
+
+
+def settings(folder: Path, *lines: str) -> Settings:
+    config = folder / "conf"
+    config.write_text("\n".join(["OutAddress: 25", f"TempDirectory: {folder}", *lines]))
+    return load(str(config)).settings
+
+
+def inspect(
+    folder: Path, verdict: Verdict | OSError, *lines: str, text: bytes = b"x\r\n", stuffed: bool = False
+) -> tuple[Decision, Oracle, Hooks]:
+    oracle, hooks = Oracle(verdict), Hooks()
+    inspector = Inspector(
+        settings(folder, *lines), cast("Scanner", oracle), cast("HookRunner", hooks), clock=lambda: NOON
+    )
+    spool = Spool(str(folder), "test")
+    spool.append(text)
+    try:
+        decision = asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=stuffed))
+    finally:
+        spool.close()
+    return decision, oracle, hooks
+
+
+def test_a_clean_message_gets_its_field(tmp_path: Path) -> None:
+    decision, _, hooks = inspect(tmp_path, Clean(), "Header: X: %i %l %d", "VirusAction: true", "Quarantine: on")
+    assert decision == Deliver(b"X: 192.0.2.1 198.51.100.2 Tue, 3 Nov 2026 12:00:00 +0000 (UTC)\r\n")
+    assert hooks.started == []
+    assert list(tmp_path.glob("virus.*")) == []
+
+
+def test_a_trace_field_is_for_the_top(tmp_path: Path) -> None:
+    decision, _, _ = inspect(tmp_path, Clean(), "Header: Received: x")
+    assert decision == Deliver(b"Received: x\r\n", on_top=True)
+
+
+@pytest.mark.parametrize(("action", "expected"), [("drop", Drop()), ("bounce", Bounce())])
+def test_an_infected_message(tmp_path: Path, action: str, expected: Decision) -> None:
+    decision, _, hooks = inspect(tmp_path, Infected("Worm"), f"Action: {action}", "VirusAction: run")
+    assert decision == expected
+    ((command, variables, tag),) = hooks.started
+    assert (command, tag) == ("run", "10002A")
+    assert variables["VIRUS"] == b"Worm"
+    assert variables["SERVER"] == b"203.0.113.3"
+    assert "EMAIL" not in variables
+
+
+def test_the_scanner_and_the_quarantine_see_the_text_without_stuffed_dots(tmp_path: Path) -> None:
+    _, oracle, hooks = inspect(
+        tmp_path, Infected("Worm"), "Quarantine: on", "VirusAction: run", text=b"..x\r\n", stuffed=True
+    )
+    assert oracle.seen == b".x\r\n"
+    (kept,) = tmp_path.glob("virus.*")
+    assert kept.read_bytes() == b".x\r\n"
+    assert hooks.started[0][1]["EMAIL"] == bytes(kept)
+
+
+def test_without_a_verdict_the_client_keeps_the_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="clamsmtpd")
+    decision, _, hooks = inspect(tmp_path, Unscanned("clamd is\r\naway"), "Action: pass", "VirusAction: run")
+    assert decision == Defer()
+    assert hooks.started == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "10002A: from=a@example.org, to=b@example.org, status=CLAMAV-ERROR",
+        "10002A: no verdict: clamd is\\x0D\\x0Aaway",
+    ]
+
+
+def test_a_spool_that_cannot_be_read_is_no_verdict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    decision, _, _ = inspect(tmp_path, OSError(28, "No space left on device"))
+    assert decision == Defer()
+    assert f"spool in {tmp_path}" in caplog.text
+
+
+def test_what_cannot_be_kept_is_not_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_spool: Spool) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Spool, "quarantine", full)
+    decision, _, hooks = inspect(tmp_path, Infected("Worm"), "Quarantine: on", "VirusAction: run")
+    assert decision == Defer()
+    assert hooks.started == []
+    assert "cannot quarantine" in caplog.text
+
+
+def test_the_clock_is_the_time_zone_of_the_machine(tmp_path: Path) -> None:
+    inspector = Inspector(
+        settings(tmp_path, "Header: X: %d"), cast("Scanner", Oracle(Clean())), cast("HookRunner", Hooks())
+    )
+    spool = Spool(str(tmp_path), "test")
+    decision = asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False))
+    assert isinstance(decision, Deliver)
+    local = datetime.now(UTC).astimezone()
+    assert f" {local.year} ".encode() in decision.field
+    assert f"{local:%z}".encode() in decision.field

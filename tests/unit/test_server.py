@@ -1,0 +1,145 @@
+"""The listeners: places, ids, and accepting when the system says no."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from clamsmtpd import server
+from tests.support.world import Client, World, run, world
+
+
+async def greeting(here: World) -> bytes:
+    client = await here.client()
+    return await client.reply()
+
+
+def test_one_too_many_is_421_and_the_place_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with world(tmp_path, "MaxConnections: 1") as here:
+            first = await here.client()
+            assert (await first.reply()).startswith(b"220 ")
+            for _ in range(3):
+                assert (await greeting(here)).startswith(b"421 4.3.2 ")
+            assert await first.ask(b"QUIT") == b"221 bye\r\n"
+            first.close()
+            for _ in range(200):
+                if (await greeting(here)).startswith(b"220 "):
+                    return
+            pytest.fail("the place did not come back")
+
+    run(main())
+    # However many are refused, the log says so at a bounded rate.
+    assert caplog.text.count("MaxConnections is reached: 1") == 1
+
+
+def test_ids_are_six_hexadecimal_digits_and_start_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_FIRST_ID", 0xFFFFFE)
+    caplog.set_level(logging.INFO, logger="clamsmtpd")
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            for _ in range(3):
+                await greeting(here)
+
+    run(main())
+    ids = [line.partition(":")[0] for line in caplog.messages if "accepted connection" in line]
+    assert ids == ["FFFFFE", "FFFFFF", "FFFFFE"]
+
+
+class Reluctant(socket.socket):
+    """A listener whose next accepts fail with the errors in ``errors``."""
+
+    errors: list[int]
+    accepts = 0
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.accepts += 1
+        if self.errors:
+            number = self.errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        return super().accept()
+
+
+def reluctant(here: World, *errors: int) -> Reluctant:
+    """Put a reluctant listener in place of the server's; it is the same socket."""
+    (listener,) = here.server._sockets
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(listener)
+    other = Reluctant(fileno=os.dup(listener.fileno()))
+    other.errors = list(errors)
+    listener.close()
+    here.server._sockets[:] = [other]
+    loop.add_reader(other, here.server._accept, other)
+    return other
+
+
+def test_without_a_descriptor_the_one_in_reserve_says_421(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            reluctant(here, errno.EMFILE)
+            assert (await greeting(here)).startswith(b"421 4.3.2 ")
+            assert (await greeting(here)).startswith(b"220 ")
+
+    run(main())
+    assert "cannot accept a connection: Too many open files" in caplog.text
+
+
+def test_without_memory_accepting_pauses_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "ACCEPT_PAUSE", 0.1)
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            listener = reluctant(here, errno.ENOMEM, errno.ENOBUFS)
+            assert (await greeting(here)).startswith(b"220 ")
+            # No busy loop: one try in each pause, not thousands.
+            assert listener.accepts < 10
+
+    run(main())
+
+
+def test_a_connection_that_is_gone_before_it_is_accepted(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            reluctant(here, errno.ECONNABORTED, errno.EPROTO)
+            assert (await greeting(here)).startswith(b"220 ")
+
+    run(main())
+
+
+def test_a_client_that_leaves_at_once_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", here.port)) as gone:
+                    gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            await asyncio.sleep(0.2)
+            assert (await greeting(here)).startswith(b"220 ")
+            assert len(here.server._sessions) == 1
+
+    run(main())
+
+
+def test_a_stop_while_accepting_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "ACCEPT_PAUSE", 0.05)
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            reluctant(here, errno.ENOMEM)
+            streams = await asyncio.open_connection("127.0.0.1", here.port)
+            client = Client(*streams)
+            here.clients.append(client)
+            await asyncio.sleep(0.01)
+            here.stop.set()
+            await asyncio.sleep(0.15)
+            assert here.served.done()
+
+    run(main())
