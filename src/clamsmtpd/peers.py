@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import struct
 
@@ -23,10 +22,13 @@ _SOCKADDR_IN6 = struct.Struct("!2xHI16s4x")
 
 
 def _plain(host: str) -> str:
-    """Write an IPv4 address that an IPv6 socket shows as ``::ffff:192.0.2.1`` the way people do."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return str(mapped or address)
+    """Write an IPv4 address that an IPv6 socket shows as ``::ffff:192.0.2.1`` the way people do.
+
+    The text comes from the system, always in the same form (RFC 5952), so that no more needs to be understood.
+    """
+    if host.startswith("::ffff:") and "." in host:
+        return host.removeprefix("::ffff:")
+    return host.partition("%")[0]
 
 
 def end_point(name: object) -> TcpAddress | None:
