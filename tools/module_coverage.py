@@ -14,6 +14,7 @@ MODULES = [
     "config",
     "headers",
     "policy",
+    "templates",
     "values",
     "clamd.protocol",
     "smtp.body",

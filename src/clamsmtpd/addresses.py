@@ -16,7 +16,7 @@ _PORT_MAX = 65535
 # RFC 1123 section 2.1; underscores are not in it and in use all the same.
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 
-_FORMS = "give a port, an IP address or host name, either with :PORT, [IPv6]:PORT, or the path of a unix socket"
+_FORMS = "give a port, an IP address or host name, either with :PORT, [IPv6]:PORT, or the full path of a unix socket"
 
 
 class AddressError(ValueError):

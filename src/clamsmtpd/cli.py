@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from clamsmtpd import __version__
-from clamsmtpd.config import DEFAULT_PATH, ConfigError, load
+from clamsmtpd.config import DEFAULT_PATH, ConfigError, Settings, load, printable
 
 __all__ = ["BAD_USAGE", "main"]
 
 #: Exit status for bad usage or a bad configuration.
 BAD_USAGE = 2
+
+NOT_STARTED = 1
 
 _USAGE = "usage: clamsmtpd [-d level] [-f configfile] [-p pidfile]\n       clamsmtpd -v"
 
@@ -65,22 +67,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             name, fixed = _OLD_FLAGS[flag]
             overrides.append((flag, name, fixed or value))
-            warnings.append(f"{flag} is an old flag; write {name}: {fixed or value} in the settings file")
+            setting = f"{name}: {fixed or value}".rstrip()
+            warnings.append(f"{flag} is an old flag; write {printable(setting)} in the settings file")
     if len(positional) > 1:
         return _bad_usage(f'one argument at most, the next hop\'s address; "{positional[1]}" is too many')
     if positional:
         overrides.append(("argument", "OutAddress", positional[0]))
-        warnings.append(f"an argument is an old form; write OutAddress: {positional[0]} in the settings file")
+        warnings.append(
+            f"an argument is an old form; write OutAddress: {printable(positional[0])} in the settings file"
+        )
     try:
         # Before there was a settings file, an argument was all it took.
         loaded = load(path, overrides, required="-f" in names or not positional)
     except ConfigError as error:
         print(f"clamsmtpd: {error}", file=sys.stderr)
         return BAD_USAGE
-    # Only now: bad usage and a bad configuration are told without loading the daemon.
-    from clamsmtpd import daemon  # noqa: PLC0415
+    return _run(loaded.settings, level, (*warnings, *loaded.warnings))
 
-    return daemon.run(loaded.settings, foreground_level=level, warnings=(*warnings, *loaded.warnings))
+
+def _run(settings: Settings, level: int | None, warnings: Sequence[str]) -> int:
+    try:
+        # Only now: bad usage and a bad configuration are told without loading the daemon.
+        from clamsmtpd import daemon  # noqa: PLC0415
+
+        return daemon.run(settings, foreground_level=level, warnings=warnings)
+    except KeyboardInterrupt:
+        # Once the daemon serves, SIGINT is a clean stop. Until then nothing was begun that could end well.
+        return NOT_STARTED
 
 
 def _bad_usage(message: str) -> int:

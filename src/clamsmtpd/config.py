@@ -15,9 +15,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from clamsmtpd.addresses import AddressError, parse_address
+from clamsmtpd.templates import check_header
 from clamsmtpd.values import Action, Address
 
-__all__ = ["DEFAULT_PATH", "OLD_NAMES", "SETTINGS", "ConfigError", "Loaded", "Setting", "Settings", "load"]
+__all__ = [
+    "DEFAULT_PATH",
+    "OLD_NAMES",
+    "SETTINGS",
+    "ConfigError",
+    "Loaded",
+    "Setting",
+    "Settings",
+    "load",
+    "printable",
+]
 
 DEFAULT_PATH = "/etc/clamsmtpd.conf"
 
@@ -85,9 +96,17 @@ def _action(text: str) -> Action:
         raise ValueError(f'"{text}" is not known; give drop, bounce or pass') from None
 
 
+# Seconds in 1.x were a C int: a file that says "practically never" must still be taken.
+_SECONDS_MAX = 2**31 - 1
+_DIGITS_MAX = 20
+
+
 def _number(least: int, most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most:  # noqa: PLR2004
+        if not (text.isascii() and text.isdigit()):
+            raise ValueError(f'"{text}" is no whole number; give one from {least} to {most}')
+        # int() refuses what is too long, and its refusal would not say what would be right.
+        if len(text) <= _DIGITS_MAX and least <= int(text) <= most:
             return int(text)
         raise ValueError(f'"{text}" is out of range; give a whole number from {least} to {most}')
 
@@ -103,35 +122,26 @@ def _address(default_port: int, default_host: str | None) -> Callable[[str], Add
 
 def _path(text: str) -> str:
     # The daemon goes to the root directory; until then, a relative path means what it meant to whoever started it.
-    return os.path.abspath(text)
+    # Not abspath: to take out ".." in the text leads elsewhere where a directory is a symbolic link.
+    try:
+        return text if text.startswith("/") else os.path.join(os.getcwd(), text)
+    except OSError:
+        raise ValueError(f'"{text}" is relative to a working directory that is gone; give a full path') from None
+
+
+def _path_or_none(text: str) -> str | None:
+    return _path(text) if text else None
 
 
 def _user(text: str) -> str:
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*\$?|[0-9]{1,10}", text):
+    # Names of directory services hold "@" and backslashes. Whether there is such a user is asked at the start.
+    if re.fullmatch(r"[^\s:/-][^\s:/]*", text):
         return text
     raise ValueError(f'"{text}" is no user; give a user name or number')
 
 
 def _command(text: str) -> str | None:
     return text or None
-
-
-_FIELD_NAME = re.compile(r"[!-9;-~]+[ \t]*:")
-_LINE_END = re.compile(r"(?:\\r|\\n|\r|\n)+")
-
-
-def _header(text: str) -> str:
-    """Check that the template gives one header field (RFC 5322 section 2.2), whatever is filled in."""
-    if not text:
-        return text
-    if not _FIELD_NAME.match(text):
-        raise ValueError(f'"{text}" is no header field; write it as Name: text')
-    if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", text):
-        raise ValueError("it holds a control character; write \\r, \\n or \\t")
-    for line in _LINE_END.split(text)[1:]:
-        if line.strip() and not line.startswith((" ", "\t", "\\t")):
-            raise ValueError(f'the folded line "{line}" must start with a blank or \\t')
-    return text
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -155,7 +165,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "Header",
         "header",
-        _header,
+        check_header,
         "X-Virus-Scanned: ClamAV using ClamSMTP",
         "A header field to add to scanned messages; with no value, none is added. %i stands for the client's address, "
         "%l for the local address, %d for the date and %% for a percent sign; \\r, \\n and \\t are understood, and a "
@@ -165,7 +175,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "KeepAlives",
         "keep_alives",
-        _number(0, 86400),
+        _number(0, _SECONDS_MAX),
         "0",
         "Seconds between NOOP commands to the next hop while a message is received and scanned, so that it does not "
         "give up waiting. 0 sends none.",
@@ -200,7 +210,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "PidFile",
         "pid_file",
-        _path,
+        _path_or_none,
         None,
         "A file for the daemon's process id. It is removed when the daemon stops. The flag -p beats this setting.",
         "none",
@@ -223,7 +233,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "TimeOut",
         "time_out",
-        _number(1, 86400),
+        _number(1, _SECONDS_MAX),
         "180",
         "Seconds that a client, the next hop or clamd may take for the next step: a command, a reply, a verdict, or "
         "100 octets of a message for each of these seconds. For the next hop's answer to a whole message they are at "
@@ -317,7 +327,7 @@ def load(path: str, overrides: Sequence[tuple[str, str, str]] = (), *, required:
     if settings.out_address is not None and settings.transparent_proxy:
         where = values["out_address"][0].where
         raise ConfigError(f"{where}: OutAddress: does not go with TransparentProxy: on; leave one of them out")
-    return Loaded(settings, tuple(warnings))
+    return Loaded(settings, tuple(printable(warning) for warning in warnings))
 
 
 def _read(path: str) -> list[_Line]:
@@ -333,8 +343,8 @@ def _read(path: str) -> list[_Line]:
             continue
         where = f"{path}:{number}"
         name, colon, value = line.partition(":")
-        if not colon:
-            raise ConfigError(f'{where}: "{_printable(line)}" is no setting; write Name: value')
+        if not colon or not name.strip():
+            raise ConfigError(f'{where}: "{printable(line)}" is no setting; write Name: value')
         lines.append(_Line(where, name.strip(), value.strip()))
     return lines
 
@@ -347,13 +357,13 @@ def _understand(line: _Line, warnings: list[str]) -> tuple[Setting, Any]:
         old = OLD_NAMES.get(name.lower())
         if old is not None:
             new_name, value = old(value)
-            warnings.append(f"{where}: {name} is an old name; write {new_name}: {value}")
+            warnings.append(f"{where}: {name} is an old name; write {f'{new_name}: {value}'.rstrip()}")
             name = new_name
         setting = _BY_NAME.get(name.lower())
         if setting is None:
             near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1)
             hint = f"did you mean {_BY_NAME[near[0]].name}?" if near else "see clamsmtpd.conf(5) for those there are"
-            raise ConfigError(f"{where}: {_printable(name)}: is no setting; {hint}")
+            raise ConfigError(f"{where}: {printable(name)}: is no setting; {hint}")
         if not value and setting.attribute not in _MAY_BE_EMPTY:
             raise ValueError("a value is missing; give one, or leave the line out")
         if setting.attribute == "header":
@@ -364,12 +374,12 @@ def _understand(line: _Line, warnings: list[str]) -> tuple[Setting, Any]:
             ]
         return setting, setting.parse(value)
     except (ValueError, AddressError) as error:
-        raise ConfigError(f"{where}: {name}: {_printable(str(error))}") from None
+        raise ConfigError(f"{where}: {printable(name)}: {printable(str(error))}") from None
 
 
-_MAY_BE_EMPTY = frozenset({"header", "virus_action"})
+_MAY_BE_EMPTY = frozenset({"header", "pid_file", "virus_action"})
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Keep what a stranger may have put into a file from playing with the terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -43,7 +43,7 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
     """
     log.configure(_LEVEL_AT_START if foreground_level is None else foreground_level)
     for warning in warnings:
-        _log.warning("%s", log.escape(warning))
+        _log.warning("%s", warning)
     pid_file: PidFile | None = None
     sockets: list[socket.socket] = []
     try:
@@ -55,7 +55,7 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
         if settings.pid_file:
             pid_file = PidFile(settings.pid_file)
         _warn(raise_descriptor_limit(settings.max_connections))
-        if user is not None:
+        if user is not None and os.geteuid() == 0:
             become(user)
         if os.geteuid() == 0:
             _log.warning("running as root is not needed; give a user with the setting User")

@@ -6,15 +6,15 @@ import re
 from collections.abc import Callable
 from datetime import datetime
 
+from clamsmtpd.templates import header_lines
+
 __all__ = ["HeaderTemplate", "rfc5322_date"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
-_ESCAPES = {"\\r": "\r", "\\n": "\n", "\\t": "\t"}
-_ESCAPE = re.compile(r"\\[rnt]")
-_SYMBOL = re.compile(r"%(.)", re.DOTALL)
-_LINE_END = re.compile(r"\r\n|\r|\n")
+# Not the line end behind a percent sign that is the last of its line.
+_SYMBOL = re.compile(r"%([^\r\n])")
 
 
 def rfc5322_date(now: datetime) -> str:
@@ -33,23 +33,21 @@ def rfc5322_date(now: datetime) -> str:
 
 
 class HeaderTemplate:
-    r"""A template of a header field, ready to be filled in.
+    """A template of a header field, ready to be filled in. It has passed the check of the settings.
 
     ``%i`` is the client's address, ``%l`` the local address, ``%d`` the date, ``%%`` a percent sign; an
-    unknown symbol stands for nothing, as it always has. ``\\r``, ``\\n`` and ``\\t`` stand for themselves.
-    Whatever way the template writes its line ends, the field has CRLF, and its further lines
-    start with a blank (RFC 5322 section 2.2.3), or they would be fields of their own, or end the
-    header section.
+    unknown symbol stands for nothing, as it always has. Whatever way the template writes its line
+    ends, the field has CRLF; a further line is folded (RFC 5322 section 2.2.3) or a field of its own.
     """
 
     __slots__ = ("_constant", "_text", "on_top")
 
     def __init__(self, template: str) -> None:
-        self._text = _ESCAPE.sub(lambda found: _ESCAPES[found.group()], template).strip()
+        self._text = "".join(line + "\r\n" for line in header_lines(template))
         #: A trace field goes on top of the message (RFC 5321 section 4.4).
         self.on_top = self._text.lower().startswith("received:")
         # Most templates, such as the default, are the same for every message.
-        self._constant = _fold(self._text) if "%" not in self._text else None
+        self._constant = _encode(self._text) if "%" not in self._text else None
 
     def render(self, *, client: str, local: str, clock: Callable[[], datetime]) -> bytes:
         """Return the field with its final CRLF; nothing for an empty template.
@@ -61,13 +59,8 @@ class HeaderTemplate:
         values = {"i": client, "l": local, "%": "%"}
         if "%d" in self._text:
             values["d"] = rfc5322_date(clock())
-        return _fold(_SYMBOL.sub(lambda found: values.get(found.group(1), ""), self._text))
+        return _encode(_SYMBOL.sub(lambda found: values.get(found.group(1), ""), self._text))
 
 
-def _fold(text: str) -> bytes:
-    """Return a field, with whatever line ends, as the lines of a header section."""
-    if not text:
-        return b""
-    first, *further = [line for line in _LINE_END.split(text) if line.strip()]
-    folded = [line if line[0] in " \t" else "\t" + line for line in further]
-    return "".join(line + "\r\n" for line in (first, *folded)).encode("utf-8", "surrogateescape")
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -18,13 +18,18 @@ RESERVE = 128
 
 
 def find_user(name: str) -> pwd.struct_passwd:
-    """Look the user up by name or number. Raises StartError when there is none, or when we are not root."""
-    if os.geteuid() != 0:
-        raise StartError(f"User: only root can become {name}; start the daemon as root, or leave User out")
+    """Look the user up by name or number.
+
+    Raises StartError when there is none, or when we can neither become that user nor are it already, as
+    under a service manager that has the same user in its own settings.
+    """
     try:
-        return pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
+        user = pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
         raise StartError(f"User: there is no user {name}; give one that exists") from None
+    if os.geteuid() not in (0, user.pw_uid):
+        raise StartError(f"User: only root can become {name}; start the daemon as root, or leave User out")
+    return user
 
 
 def become(user: pwd.struct_passwd) -> None:

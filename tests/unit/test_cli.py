@@ -137,6 +137,23 @@ def test_without_any_file_an_argument_is_enough(
     assert any("is missing; only the flags count" in warning for warning in started.warnings)
 
 
+def test_an_interrupt_of_the_start_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(daemon, "run", run)
+    assert cli.main(["-d", "4", "-f", config]) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_an_old_flag_without_a_value(started: Started, config: str) -> None:
+    assert cli.main(["-f", config, "-h", ""]) == 0
+    assert started.settings.header == ""
+    assert started.warnings == ("-h is an old flag; write Header: in the settings file",)
+
+
 def test_arguments_come_from_the_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["clamsmtpd", "--version"])
     assert cli.main() == 0

@@ -89,6 +89,16 @@ def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
         ("Bounce: on", "action", Action.BOUNCE),
         ("bounce: off", "action", Action.DROP),
         ("ScanHeader: X-Old: y", "header", "X-Old: y"),
+        ("ScanHeader:", "header", ""),
+        ("Header: \\tX-A\\t: b\\r\\n\\r\\n", "header", "\\tX-A\\t: b\\r\\n\\r\\n"),
+        ("Header: X-A: %i \\n ", "header", "X-A: %i \\n"),
+        ("Header: X: " + "b" * 995, "header", "X: " + "b" * 995),
+        ("MaxConnections: 0064", "max_connections", 64),
+        ("KeepAlives: 2147483647", "keep_alives", 2147483647),
+        ("PidFile:", "pid_file", None),
+        ("PidFile: /run/a/../b", "pid_file", "/run/a/../b"),
+        ("User: DOMAIN\\mail", "user", "DOMAIN\\mail"),
+        ("User: mail@example.org", "user", "mail@example.org"),
     ],
 )  # fmt: skip
 def test_a_line_and_its_value(tmp_path: Path, line: str, attribute: str, value: object) -> None:
@@ -115,6 +125,17 @@ def test_a_relative_path_is_from_where_the_daemon_was_started(tmp_path: Path, mo
     assert (found.temp_directory, found.pid_file) == (str(tmp_path / "spool"), str(tmp_path / "run/pid"))
 
 
+def test_a_relative_path_without_a_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert error(tmp_path, f"{OUT}PidFile: pid\n") == (
+        'FILE:2: PidFile: "pid" is relative to a working directory that is gone; give a full path'
+    )
+    assert read(tmp_path, f"{OUT}PidFile: /pid\n").pid_file == "/pid"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -122,18 +143,32 @@ def test_a_relative_path_is_from_where_the_daemon_was_started(tmp_path: Path, mo
         ("Quarantine: maybe", 'FILE:2: Quarantine: "maybe" is not known; give on or off'),
         ("Bounce: maybe", 'FILE:2: Bounce: "maybe" is not known; give on or off'),
         ("MaxConnections: 0", 'FILE:2: MaxConnections: "0" is out of range; give a whole number from 1 to 1000000'),
-        ("MaxConnections: 1e3", 'FILE:2: MaxConnections: "1e3" is out of range; give a whole number from 1 to 1000000'),
-        ("TimeOut: -1", 'FILE:2: TimeOut: "-1" is out of range; give a whole number from 1 to 86400'),
-        ("TimeOut: 9999999999", 'FILE:2: TimeOut: "9999999999" is out of range; give a whole number from 1 to 86400'),
-        ("KeepAlives: 1.5", 'FILE:2: KeepAlives: "1.5" is out of range; give a whole number from 0 to 86400'),
+        ("MaxConnections: 1e3", 'FILE:2: MaxConnections: "1e3" is no whole number; give one from 1 to 1000000'),
+        ("TimeOut: -1", 'FILE:2: TimeOut: "-1" is no whole number; give one from 1 to 2147483647'),
+        ("TimeOut: 0", 'FILE:2: TimeOut: "0" is out of range; give a whole number from 1 to 2147483647'),
+        (
+            "TimeOut: 2147483648",
+            'FILE:2: TimeOut: "2147483648" is out of range; give a whole number from 1 to 2147483647',
+        ),
+        ("KeepAlives: 1.5", 'FILE:2: KeepAlives: "1.5" is no whole number; give one from 0 to 2147483647'),
         ("TimeOut:", "FILE:2: TimeOut: a value is missing; give one, or leave the line out"),
-        ("PidFile:", "FILE:2: PidFile: a value is missing; give one, or leave the line out"),
+        ("TempDirectory:", "FILE:2: TempDirectory: a value is missing; give one, or leave the line out"),
+        ("User: -1", 'FILE:2: User: "-1" is no user; give a user name or number'),
         ("Listen: nowhere:99999", 'FILE:2: Listen: "99999" is no port; give a number from 1 to 65535'),
         ("User: a b", 'FILE:2: User: "a b" is no user; give a user name or number'),
-        ("Header: no field", 'FILE:2: Header: "no field" is no header field; write it as Name: text'),
+        *(
+            (
+                f"Header: {template}",
+                f'FILE:2: Header: "{template}" is no header field; write it as Name: text, with no % in the name',
+            )
+            for template in ("no field", ": x", "%i: x", "X-%d: x", "X-A\\r\\n\\t: x", "\\r\\n")
+        ),
+        ("Header: X: " + "b" * 999, "FILE:2: Header: a line of it has more than 998 octets; fold it with \\r\\n\\t"),
         ("Header: X: a\\r\\nb", 'FILE:2: Header: the folded line "b" must start with a blank or \\t'),
         ("Header: X: a\x01", "FILE:2: Header: it holds a control character; write \\r, \\n or \\t"),
         ("VirusAction: a\0b", "FILE:2: VirusAction: it holds a NUL octet; take it out"),
+        ("Wh\x1b: \0", "FILE:2: Wh?: it holds a NUL octet; take it out"),
+        (": on", 'FILE:2: ": on" is no setting; write Name: value'),
         ("just words", 'FILE:2: "just words" is no setting; write Name: value'),
         ("Quarantin: on", "FILE:2: Quarantin: is no setting; did you mean Quarantine?"),
         ("Whatever: on", "FILE:2: Whatever: is no setting; see clamsmtpd.conf(5) for those there are"),
@@ -143,6 +178,11 @@ def test_a_relative_path_is_from_where_the_daemon_was_started(tmp_path: Path, mo
 )  # fmt: skip
 def test_a_bad_line_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     assert error(tmp_path, f"{OUT}{text}\n") == message
+
+
+def test_a_warning_is_one_printable_line(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{OUT}ScanHeader: X-A: a\\r\\n\\tb \x9b31m\n")
+    assert load(str(path)).warnings == (f"{path}:2: ScanHeader is an old name; write Header: X-A: a\\r\\n\\tb ?31m",)
 
 
 def test_no_next_hop(tmp_path: Path) -> None:
@@ -171,7 +211,7 @@ def test_flags_beat_the_file(tmp_path: Path) -> None:
 
 
 def test_a_bad_flag_is_named(tmp_path: Path) -> None:
-    assert error(tmp_path, OUT, ("-t", "TimeOut", "soon")).startswith('-t: TimeOut: "soon" is out of range')
+    assert error(tmp_path, OUT, ("-t", "TimeOut", "soon")).startswith('-t: TimeOut: "soon" is no whole number')
 
 
 def test_warnings_name_the_place_and_the_new_name(tmp_path: Path) -> None:

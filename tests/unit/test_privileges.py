@@ -40,6 +40,12 @@ def test_only_root_can_become_another_user(monkeypatch: pytest.MonkeyPatch) -> N
         find_user("nobody")
 
 
+def test_whoever_is_that_user_already_need_not_become_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(f"{MODULE}.os.geteuid", lambda: nobody.pw_uid)
+    assert find_user("nobody") == nobody
+
+
 def _refuse(*_arguments: object) -> None:
     raise PermissionError(1, "Operation not permitted")
 
