@@ -17,7 +17,7 @@ _NULS = re.compile(rb"\0+")
 
 # A dot alone on a line, for a server that takes a bare CR or LF for the end of a line or drops NUL
 # octets. The real end, CRLF . CRLF, matches too and is told apart afterwards.
-_LONE_DOT = re.compile(rb"[\r\n\0]\.\0*[\r\n]")
+_LONE_DOT = re.compile(rb"[\r\n]\0*\.\0*[\r\n]")
 
 # With runs of NUL cut to one, the longest unfinished lone dot is CR LF NUL . NUL CR.
 _LONGEST_EDGE = 6
@@ -80,7 +80,9 @@ class EndOfData:
         # Base64 has no dots, and looking for one octet is some thirty times as fast as for two.
         if b"." not in window:
             return -1
-        starts = [at for mark in (b"\n.", b"\r.", b"\0.") if (at := window.find(mark)) >= 0]
+        starts = [at for mark in (b"\n.", b"\r.") if (at := window.find(mark)) >= 0]
+        if b"\0." in window:
+            starts = [0]
         if not starts:
             return -1
         for match in _LONE_DOT.finditer(window, min(starts)):
@@ -90,15 +92,8 @@ class EndOfData:
             if match.end() == len(window) and window[at - 1 : at + 3] == b"\r\n.\r":
                 # Whether that is the end, the next octet tells.
                 continue
-            if window[at] or self._starts_line(window, at):
-                self.deceptive = True
+            self.deceptive = True
         return -1
-
-    @staticmethod
-    def _starts_line(window: bytes, at: int) -> bool:
-        """Tell whether the NUL octets up to ``at`` follow a CR or LF."""
-        before = window[: at + 1].rstrip(b"\0")
-        return before.endswith((b"\r", b"\n"))
 
     def _hold(self, window: bytes) -> bytes:
         """Remember how the window ends; return the part of it that may belong to the final dot."""

@@ -46,7 +46,11 @@ from clamsmtpd.smtp.syntax import (
 )
 from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Envelope
 
-__all__ = ["INPUT_MAX", "Relay"]
+__all__ = ["ERRORS_MAX", "INPUT_MAX", "Relay"]
+
+#: Commands in a row that we refuse ourselves before the client is told 421. The next hop, which has a limit
+#: of its own, sees none of them.
+ERRORS_MAX = 100
 
 #: Octets from the client that may wait in memory while it is not its turn.
 INPUT_MAX = 65536
@@ -98,6 +102,7 @@ class Relay:
         "_decision",
         "_draining",
         "_effects",
+        "_errors",
         "_failure",
         "_greeted",
         "_header",
@@ -133,6 +138,7 @@ class Relay:
         self._input = CommandLines()
         self._input_ended = False
         self._skip = 0
+        self._errors = 0
         self._reader = ReplyReader()
         self._owed: deque[_OnReply] = deque([self._on_greeting])
         self._hello = b""
@@ -306,7 +312,7 @@ class Relay:
             # (RFC 4954 section 4). What the next hop says to that is the one reply to it.
             self._ask(b"*\r\n" if isinstance(line, Refused) else line + b"\r\n", self._on_auth, secret=True)
         elif isinstance(line, Refused):
-            self._say(replies.COMMAND_TOO_LONG if line.too_long else replies.FORBIDDEN_OCTET)
+            self._refuse(replies.COMMAND_TOO_LONG if line.too_long else replies.FORBIDDEN_OCTET)
         else:
             self._dispatch(line)
         return True
@@ -315,20 +321,28 @@ class Relay:
         verb, argument = parse_command(line)
         handler = self._HANDLERS.get(verb)
         if handler is None:
-            self._say(replies.COMMAND_UNKNOWN)
+            self._refuse(replies.COMMAND_UNKNOWN)
         elif self._xclient is not None and verb not in _BEFORE_XCLIENT:
-            self._say(replies.HELLO_FIRST)
+            self._refuse(replies.HELLO_FIRST)
         else:
             handler(self, line + b"\r\n", argument)
+
+    def _refuse(self, reply: bytes) -> None:
+        """Refuse a command that the next hop does not get to see."""
+        self._errors += 1
+        if self._errors > ERRORS_MAX:
+            self._close(replies.TOO_MANY_ERRORS)
+        else:
+            self._say(reply)
 
     def _do_plain(self, line: bytes, _argument: bytes) -> None:
         self._ask(line, self._pass_on)
 
     def _do_unavailable(self, _line: bytes, _argument: bytes) -> None:
-        self._say(replies.COMMAND_REFUSED)
+        self._refuse(replies.COMMAND_REFUSED)
 
     def _do_xclient(self, _line: bytes, _argument: bytes) -> None:
-        self._say(replies.XCLIENT_REFUSED)
+        self._refuse(replies.XCLIENT_REFUSED)
 
     def _do_ehlo(self, line: bytes, _argument: bytes) -> None:
         self._hello = line
@@ -362,7 +376,7 @@ class Relay:
 
     def _do_data(self, line: bytes, argument: bytes) -> None:
         if argument:
-            self._say(replies.DATA_WITH_ARGUMENT)
+            self._refuse(replies.DATA_WITH_ARGUMENT)
         elif self._recipients:
             self._phase = _Phase.DATA
             self._body = EndOfData()
@@ -399,10 +413,10 @@ class Relay:
         if not length.isdigit() or len(length) > _DIGITS_MAX:
             self._close(replies.BDAT_LENGTH_UNKNOWN)
             return
-        self._say(replies.COMMAND_REFUSED)
         self._skip = int(length)
         if self._skip:
             self._phase = _Phase.REFUSED_CHUNK
+        self._refuse(replies.COMMAND_REFUSED)
 
     def _read_refused_chunk(self) -> None:
         data = self._input.take_all()
@@ -516,6 +530,7 @@ class Relay:
 
     def _ask(self, command: bytes, on_reply: _OnReply, *, secret: bool = False) -> None:
         """Send a command to the next hop, which owes us nothing; ``on_reply`` gets the reply."""
+        self._errors = 0
         self._owed.append(on_reply)
         self._add(ToServer(command, secret))
 

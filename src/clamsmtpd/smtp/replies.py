@@ -29,6 +29,7 @@ __all__ = [
     "SHUTTING_DOWN",
     "START_INPUT",
     "TOO_MANY_CONNECTIONS",
+    "TOO_MANY_ERRORS",
     "VIRUS_BOUNCED",
     "VIRUS_DROPPED",
     "XCLIENT_REFUSED",
@@ -62,6 +63,7 @@ XCLIENT_REFUSED = b"550 5.7.0 XCLIENT is not allowed from here\r\n"
 
 # RFC 5321 section 3.8: 421 may answer any command, and the connection closes behind it.
 BDAT_LENGTH_UNKNOWN = b"421 4.5.4 BDAT without a length that can be read; closing\r\n"
+TOO_MANY_ERRORS = b"421 4.7.0 Too many errors; closing\r\n"
 SHUTTING_DOWN = b"421 4.3.2 Service shutting down; try again later\r\n"
 TOO_MANY_CONNECTIONS = b"421 4.3.2 Too many connections; try again later\r\n"
 NEXT_HOP_UNREACHABLE = b"421 4.4.1 Next hop cannot be reached; try again later\r\n"

@@ -47,22 +47,28 @@ class CommandLines:
     it cut at a bare LF, ``DA<NUL>`` could be completed by what follows.
     """
 
-    __slots__ = ("_data", "_refusing")
+    __slots__ = ("_at", "_data", "_refusing")
 
     def __init__(self) -> None:
         self._data = b""
+        # Where the octets begin that have not been taken out. To cut the others off with each line would
+        # cost the square of what a client pipelines.
+        self._at = 0
         self._refusing = False
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._data) - self._at
 
     def feed(self, data: bytes) -> None:
         """Append octets from the client."""
-        self._data = self._data + data if self._data else data
+        self._data = self._data[self._at :] + data if self else data
+        self._at = 0
 
     def take_all(self) -> bytes:
         """Take out everything, as it stands."""
-        data, self._data = self._data, b""
+        data = self._data[self._at :]
+        self._data = b""
+        self._at = 0
         return data
 
     def next(self, limit: int) -> bytes | Refused | None:
@@ -72,28 +78,30 @@ class CommandLines:
         What comes out depends on the octets alone, not on how they were cut into segments.
         """
         while True:
-            end = self._data.find(b"\r\n")
+            begin = self._at
+            end = self._data.find(b"\r\n", begin)
             if self._refusing:
                 if end < 0:
                     # A CR at the very end may be half of the CRLF that ends the line.
-                    self._data = b"\r" if self._data.endswith(b"\r") else b""
+                    self._data = b"\r" if self and self._data.endswith(b"\r") else b""
+                    self._at = 0
                     return None
-                self._data = self._data[end + 2 :]
+                self._at = end + 2
                 self._refusing = False
                 continue
             if end < 0:
                 return self._check_partial(limit)
-            line = self._data[:end]
-            self._data = self._data[end + 2 :]
+            self._at = end + 2
+            line = self._data[begin:end]
             return self._verdict(line, limit) or line
 
     def _check_partial(self, limit: int) -> Refused | None:
-        data = self._data
+        data = self._data[self._at :]
         line = data[:-1] if data.endswith(b"\r") else data
         refused = self._verdict(line, limit)
         if refused:
             self._refusing = True
-            self._data = data[len(line) :]
+            self._at += len(line)
         return refused
 
     @staticmethod
@@ -219,24 +227,27 @@ class ReplyReader:
     (RFC 5321 section 4.2.1). Lines end with CRLF; a bare LF is taken too, which can shift no reply.
     """
 
-    __slots__ = ("_code", "_data", "_lines", "_size")
+    __slots__ = ("_at", "_code", "_data", "_lines", "_size")
 
     def __init__(self) -> None:
         self._data = b""
+        # As in CommandLines.
+        self._at = 0
         self._code = 0
         self._lines: list[bytes] = []
         self._size = 0
 
     def feed(self, data: bytes) -> None:
         """Append octets from the next hop."""
-        self._data = self._data + data if self._data else data
+        self._data = self._data[self._at :] + data
+        self._at = 0
 
     def next(self) -> Reply | Malformed | None:
         """Take out the next complete reply; None if there is none yet."""
-        while (end := self._data.find(b"\n")) >= 0:
-            line = self._data[:end].removesuffix(b"\r")
-            self._data = self._data[end + 1 :]
-            self._size += end
+        while (end := self._data.find(b"\n", self._at)) >= 0:
+            line = self._data[self._at : end].removesuffix(b"\r")
+            self._size += end - self._at
+            self._at = end + 1
             match = _REPLY_LINE.match(line)
             if match is None or self._size > REPLY_MAX:
                 return Malformed(line[:200])
@@ -250,6 +261,6 @@ class ReplyReader:
                 self._lines = []
                 self._size = 0
                 return reply
-        if self._size + len(self._data) > REPLY_MAX:
-            return Malformed(self._data[:200])
+        if self._size + len(self._data) - self._at > REPLY_MAX:
+            return Malformed(self._data[self._at :][:200])
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clamsmtpd.smtp.events import Awaits, ToClient
-from clamsmtpd.smtp.relay import INPUT_MAX, Relay
+from clamsmtpd.smtp.relay import ERRORS_MAX, INPUT_MAX, Relay
 from clamsmtpd.values import Deliver
 from tests.support.transcript import GREETING, MESSAGE, play
 
@@ -1095,6 +1095,20 @@ def test_a_client_may_not_use_xclient() -> None:
 
 
 # ---- BDAT -----------------------------------------------------------------------------------------
+
+
+def test_a_client_that_only_sends_what_we_refuse_is_told_421() -> None:
+    play(
+        GREETING
+        + ">> BDAT 2\n>> \n" * ERRORS_MAX
+        + "<< 502 5.5.1 Command not available through this filter\n" * ERRORS_MAX
+        + """
+        >> BDAT 5
+        << 421 4.7.0 Too many errors; closing
+        ** close server
+        ** close client
+    """
+    )
 
 
 def test_the_octets_of_a_refused_chunk_are_no_commands() -> None:
