@@ -12,7 +12,7 @@ import time
 
 from clamsmtpd.values import Clean, Envelope, Infected, Verdict
 
-__all__ = ["configure", "escape", "escape_field", "message_line"]
+__all__ = ["configure", "describe", "escape", "escape_field", "message_line"]
 
 #: Levels of -d: 0 shows only why the program ends, 4 the whole dialogue (clamsmtpd(8)).
 _LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
@@ -51,6 +51,11 @@ def escape(data: str | bytes) -> str:
 def escape_field(data: str | bytes) -> str:
     """Like :func:`escape`, and blanks and commas too, so that no value can pretend to be the next field."""
     return _escape(data, _UNSAFE_IN_FIELD)
+
+
+def describe(error: BaseException) -> str:
+    """Say in a few words what went wrong, without Python's own."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def message_line(envelope: Envelope, verdict: Verdict) -> str:

@@ -7,7 +7,7 @@ import struct
 
 from clamsmtpd.values import TcpAddress
 
-__all__ = ["LOCAL_CLIENT", "end_point", "original_destination"]
+__all__ = ["LOCAL_CLIENT", "announcement", "end_point", "host_of", "original_destination"]
 
 #: What stands for an address where there is none: the client came through a unix socket.
 LOCAL_CLIENT = "local"
@@ -58,3 +58,30 @@ def original_destination(sock: socket.socket) -> TcpAddress | None:
         return TcpAddress(socket.inet_ntop(socket.AF_INET, address), port)
     except OSError:
         return None
+
+
+def host_of(end: TcpAddress | None) -> str:
+    """Return the address without its port, as the log and the hook show it."""
+    return end.host if end is not None and end.host is not None else LOCAL_CLIENT
+
+
+def announcement(client: TcpAddress | None, local: TcpAddress | None) -> dict[bytes, bytes]:
+    """Return the attributes that tell a next hop in XCLIENT who the client is (Postfix XCLIENT_README), encoded."""
+    return {
+        # Without it the next hop would go on believing our name beside the client's address.
+        b"NAME": b"[UNAVAILABLE]",
+        b"ADDR": _announced_host(client),
+        b"PORT": _announced_port(client),
+        b"DESTADDR": _announced_host(local),
+        b"DESTPORT": _announced_port(local),
+    }
+
+
+def _announced_host(end: TcpAddress | None) -> bytes:
+    if end is None or end.host is None:
+        return b"[UNAVAILABLE]"
+    return (f"IPV6:{end.host}" if ":" in end.host else end.host).encode("ascii")
+
+
+def _announced_port(end: TcpAddress | None) -> bytes:
+    return b"[UNAVAILABLE]" if end is None else b"%d" % end.port

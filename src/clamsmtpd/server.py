@@ -14,7 +14,8 @@ from clamsmtpd.clamd.client import Scanner
 from clamsmtpd.config import Settings
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector
-from clamsmtpd.session import Host, Session, describe
+from clamsmtpd.log import describe
+from clamsmtpd.session import Host, Session
 from clamsmtpd.smtp import replies
 
 __all__ = ["Server"]

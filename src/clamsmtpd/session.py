@@ -15,9 +15,10 @@ from itertools import chain
 from typing import ClassVar, ParamSpec, cast
 
 from clamsmtpd.config import Settings
+from clamsmtpd.deadlines import Deadline
 from clamsmtpd.inspection import Inspector, Route
-from clamsmtpd.log import escape
-from clamsmtpd.peers import LOCAL_CLIENT, end_point, original_destination
+from clamsmtpd.log import describe, escape
+from clamsmtpd.peers import LOCAL_CLIENT, announcement, end_point, host_of, original_destination
 from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.events import (
     Awaits,
@@ -37,27 +38,14 @@ from clamsmtpd.smtp.relay import Relay
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Address, Decision, Defer, TcpAddress, UnixAddress
 
-__all__ = ["Host", "Session", "describe"]
+__all__ = ["Host", "Session"]
 
 _log = logging.getLogger("clamsmtpd")
-
-#: Octets a second that a peer must move, on average over TimeOut, while a message goes through. A modem
-#: of 1990 was faster; what is slower holds a place among MaxConnections for nothing.
-LEAST_RATE = 100
-
-#: Seconds for the next hop's reply to a whole message, if TimeOut is not longer (RFC 5321 section
-#: 4.5.3.2.6). Who gives up earlier makes the client send again what was delivered already.
-FINAL_REPLY_LIMIT = 600.0
-
-#: Seconds for a client to take the last reply before the connection is cut.
-LINGER_LIMIT = 5.0
 
 #: Octets that go to the next hop in one write.
 WRITE_SIZE = 262144
 
 _Event = ParamSpec("_Event")
-
-_STREAMS = frozenset({Awaits.DATA, Awaits.TRANSMISSION})
 
 #: Both ends of a connection; None for an end that is no TCP address.
 Connection = tuple[TcpAddress | None, TcpAddress | None]
@@ -135,7 +123,6 @@ class Session:
     """The life of one client connection. ``tag`` is its id in the log."""
 
     __slots__ = (
-        "_awaits",
         "_client",
         "_client_full",
         "_client_octets",
@@ -147,7 +134,6 @@ class Session:
         "_inspecting",
         "_keep_alive",
         "_loop",
-        "_mark",
         "_pieces",
         "_reading",
         "_redirected",
@@ -157,8 +143,6 @@ class Session:
         "_server_ends",
         "_server_full",
         "_spool",
-        "_steps",
-        "_timer",
         "_to_client",
         "relay",
         "tag",
@@ -174,8 +158,8 @@ class Session:
         # As the client sees its connection: if it is our own, going in a circle, these are the ends we know.
         self._ends: Connection = (client, wanted or local)
         self._redirected = wanted is not None and wanted != local
-        self._route = Route(tag, _host_of(client), _host_of(local), LOCAL_CLIENT)
-        self.relay = Relay(xclient=self._xclient(local) if host.settings.xclient else None)
+        self._route = Route(tag, host_of(client), host_of(local), LOCAL_CLIENT)
+        self.relay = Relay(xclient=announcement(client, local) if host.settings.xclient else None)
         self._client: asyncio.Transport | None = None
         self._client_full = False
         self._reading = True
@@ -189,11 +173,7 @@ class Session:
         self._pieces: Iterator[bytes] | None = None
         self._client_octets = 0
         self._sent_octets = 0
-        self._mark = 0
-        self._awaits = Awaits.NOTHING
-        self._steps = -1
-        self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(float(host.settings.time_out), self._on_expired)
         self._keep_alive: asyncio.TimerHandle | None = None
         self._debug = _log.isEnabledFor(logging.DEBUG)
 
@@ -299,7 +279,7 @@ class Session:
         self._host.outgoing.add(self._server_ends)
         if self._is_our_own():
             return
-        self._route = replace(self._route, server=_host_of(self._server_ends[1]))
+        self._route = replace(self._route, server=host_of(self._server_ends[1]))
 
     def _is_our_own(self) -> bool:
         """Refuse the client's connection if it is one that we made to a next hop; tell whether it is.
@@ -490,54 +470,25 @@ class Session:
     def _finish(self) -> None:
         """Tell the server that this session is over, once nothing of it is left."""
         if self._client is None and self._server is None and self.relay.awaits is Awaits.NOTHING:
-            for handle in (self._timer, self._keep_alive):
-                if handle is not None:
-                    handle.cancel()
-            self._timer = self._keep_alive = None
+            self._deadline.cancel()
+            if self._keep_alive is not None:
+                self._keep_alive.cancel()
+                self._keep_alive = None
             self._discard()
             self._host.ended(self)
 
     # ---- time ---------------------------------------------------------------------------------
 
     def _watch_time(self) -> None:
-        """Give whoever is awaited now its time, counted from the last complete step."""
         relay = self.relay
-        awaits, steps = relay.awaits, relay.steps
+        awaits = relay.awaits
         octets = self._client_octets if awaits is Awaits.DATA else self._sent_octets
-        limit = float(self._host.settings.time_out)
-        stepped = awaits is not self._awaits or steps != self._steps
-        moving = awaits in _STREAMS and octets - self._mark >= LEAST_RATE * limit
-        if not stepped and not moving:
-            return
-        self._awaits, self._steps, self._mark = awaits, steps, octets
-        if awaits is Awaits.FINAL_REPLY:
-            limit = max(limit, FINAL_REPLY_LIMIT)
-        elif awaits is Awaits.NOTHING:
-            limit = min(limit, LINGER_LIMIT)
-        self._deadline = self._loop.time() + limit
-        # A timer that rings early looks at the deadline and goes back to sleep: moving it at every
-        # command would cost more than that.
-        if self._timer is None or self._timer.when() > self._deadline:
-            self._set_timer()
+        self._deadline.watch(awaits, relay.steps, octets)
 
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(self._deadline, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        if self._awaits is Awaits.VERDICT:
-            # The scanner has its own limit; look again later.
-            self._deadline = now + self._host.settings.time_out
-        if now < self._deadline:
-            self._set_timer()
-        elif self._awaits is Awaits.NOTHING:
+    def _on_expired(self) -> None:
+        if self.relay.awaits is Awaits.NOTHING:
             self.abort()
         else:
-            self._deadline = now + self._host.settings.time_out
-            self._set_timer()
             self.run(self.relay.timed_out)
 
     def _schedule_keep_alive(self) -> None:
@@ -547,7 +498,7 @@ class Session:
         self._schedule_keep_alive()
         self.run(self.relay.keep_alive)
 
-    # ---- what the log and the next hop are told -----------------------------------------------
+    # ---- the debug log ------------------------------------------------------------------------
 
     def _trace(self, label: str, data: bytes) -> None:
         """Show lines of the dialogue in the debug log, but no passwords."""
@@ -557,18 +508,6 @@ class Session:
                 _log.debug("%s: %s %s", self.tag, label, "(authentication)" if secret else escape(line))
                 if secret:
                     break
-
-    def _xclient(self, local: TcpAddress | None) -> dict[bytes, bytes]:
-        """Return the attributes for XCLIENT (Postfix XCLIENT_README), encoded."""
-        client = self._ends[0]
-        return {
-            # Without it the next hop would go on believing our name beside the client's address.
-            b"NAME": b"[UNAVAILABLE]",
-            b"ADDR": _xclient_address(client),
-            b"PORT": b"%d" % client.port if client is not None else b"[UNAVAILABLE]",
-            b"DESTADDR": _xclient_address(local),
-            b"DESTPORT": b"%d" % local.port if local is not None else b"[UNAVAILABLE]",
-        }
 
     _PERFORM: ClassVar[dict[type, Callable[..., None]]] = {
         ToClient: _say,
@@ -582,18 +521,3 @@ class Session:
         CloseClient: _close_client,
         Note: _note,
     }
-
-
-def _host_of(end: TcpAddress | None) -> str:
-    return end.host if end is not None and end.host is not None else LOCAL_CLIENT
-
-
-def _xclient_address(end: TcpAddress | None) -> bytes:
-    if end is None or end.host is None:
-        return b"[UNAVAILABLE]"
-    return (f"IPV6:{end.host}" if ":" in end.host else end.host).encode("ascii")
-
-
-def describe(error: BaseException) -> str:
-    """Say in a few words what went wrong, without Python's own."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamsmtpd.log import SyslogHandler, configure, escape, escape_field, message_line
+from clamsmtpd.log import SyslogHandler, configure, describe, escape, escape_field, message_line
 from clamsmtpd.values import Clean, Envelope, Infected, Unscanned
 
 logger = logging.getLogger("clamsmtpd")
@@ -320,3 +320,9 @@ def test_a_line_with_stray_surrogates_is_sent(path: Path, handler: SyslogHandler
     _log(handler, "é\udcff")
     assert syslogd.texts() == [b"\xc3\xa9\\udcff"]
     syslogd.stop()
+
+
+def test_an_error_is_described_in_the_systems_words() -> None:
+    assert describe(OSError(28, "No space left on device", "/spool")) == "No space left on device"
+    assert describe(ValueError("bad name")) == "bad name"
+    assert describe(ValueError()) == "ValueError"

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from clamsmtpd.peers import end_point, original_destination
+from clamsmtpd.peers import announcement, end_point, host_of, original_destination
 from clamsmtpd.values import TcpAddress
 
 
@@ -40,3 +40,20 @@ def test_a_unix_socket_has_no_destination() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert original_destination(ours) is None
+
+
+def test_what_the_next_hop_is_told_about_a_client() -> None:
+    client, local = TcpAddress("192.0.2.1", 4711), TcpAddress("2001:db8::1", 10025)
+    assert announcement(client, local) == {
+        b"NAME": b"[UNAVAILABLE]",
+        b"ADDR": b"192.0.2.1",
+        b"PORT": b"4711",
+        b"DESTADDR": b"IPV6:2001:db8::1",
+        b"DESTPORT": b"10025",
+    }
+    assert set(announcement(None, None).values()) == {b"[UNAVAILABLE]"}
+
+
+def test_an_address_without_its_port() -> None:
+    assert host_of(TcpAddress("192.0.2.1", 25)) == "192.0.2.1"
+    assert host_of(None) == "local"
