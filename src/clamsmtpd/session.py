@@ -287,7 +287,8 @@ class Session:
         Asked before we connect, so that a loop does not grow, and again after, when all connections that
         there were before are certain to be known.
         """
-        if self._ends not in self._host.outgoing:
+        # Unix sockets have no names that would tell one connection from another.
+        if self._ends[0] is None or self._ends not in self._host.outgoing:
             return False
         self._refuse_loop("it comes from this filter itself")
         return True

@@ -15,6 +15,7 @@ import pytest
 
 from clamsmtpd import policy
 from clamsmtpd.config import load
+from clamsmtpd.listeners import listen
 from clamsmtpd.server import Server
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Decision
@@ -212,6 +213,31 @@ def test_a_next_hop_behind_a_unix_socket(tmp_path: Path) -> None:
             await client.envelope()
             assert await client.message() == b"250 queued\r\n"
         hop_server.close()
+
+    run(main())
+
+
+def test_unix_sockets_on_both_sides_are_no_loop(tmp_path: Path) -> None:
+    config = tmp_path / "unix.conf"
+    config.write_text(f"Listen: {tmp_path}/in\nOutAddress: {tmp_path}/out\n")
+
+    async def main() -> None:
+        hop = Hop()
+        hop_server = await asyncio.start_unix_server(hop.serve, str(tmp_path / "out"))
+        settings = load(str(config)).settings
+        stop = asyncio.Event()
+        served = asyncio.ensure_future(Server(settings, listen(settings.listen)).serve(stop))
+        await asyncio.sleep(0)
+        clients = [Client(*await asyncio.open_unix_connection(str(tmp_path / "in"))) for _ in range(3)]
+        for client in clients:
+            assert (await client.reply()).startswith(b"220 ")
+        for client in clients:
+            client.close()
+            await client.writer.wait_closed()
+        stop.set()
+        await served
+        hop_server.close()
+        await asyncio.sleep(0.02)
 
     run(main())
 
