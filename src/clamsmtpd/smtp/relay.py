@@ -195,8 +195,6 @@ class Relay:
         if undecided and not self._input:
             self._add(Note("client left before the reply to its message; nothing delivered"))
             self._close(replies.CLIENT_LEFT)
-        elif self._phase is _Phase.DATA:
-            self._close()
         else:
             self._read_client()
         return self._take_effects()
@@ -294,7 +292,8 @@ class Relay:
                 self._read_refused_chunk()
             elif self.awaits is not Awaits.COMMAND or not self._read_line():
                 break
-        if self._input_ended and self.awaits is Awaits.COMMAND:
+        # All input has been used, and there will be no more: not of a command, nor of a text.
+        if self._input_ended and self.awaits in (Awaits.COMMAND, Awaits.DATA):
             self._close(linger=False)
 
     def _read_line(self) -> bool:

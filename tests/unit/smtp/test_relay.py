@@ -1536,6 +1536,31 @@ def test_a_client_that_hangs_up_in_the_middle_of_a_message() -> None:
     )
 
 
+def test_a_client_that_has_hung_up_before_its_message_begins() -> None:
+    play(
+        GREETING
+        + r"""
+        >> MAIL FROM:<a@example.org>
+        >> RCPT TO:<b@example.org>
+        >> DATA
+        >> half a mess\c
+        -> MAIL FROM:<a@example.org>
+        .. client-eof
+        <- 250 ok
+        << 250 ok
+        -> RCPT TO:<b@example.org>
+        <- 250 ok
+        << 250 ok
+        ** begin
+        << 354 End data with <CR><LF>.<CR><LF>
+        ** store half a mess
+        ** discard
+        ** close server
+        ** close client
+    """
+    )
+
+
 def test_a_client_that_hangs_up_between_commands() -> None:
     play(
         GREETING
