@@ -8,6 +8,7 @@ a comment (clamsmtpd.conf(5)).
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +17,15 @@ from typing import Any, NamedTuple
 
 from clamsmtpd.addresses import AddressError, parse_address
 from clamsmtpd.templates import check_header
-from clamsmtpd.values import Action, Address
+from clamsmtpd.values import (
+    Action,
+    Address,
+    Listen,
+    NextHop,
+    OutTls,
+    TrustedClients,
+    UnixAddress,
+)
 
 __all__ = [
     "DEFAULT_PATH",
@@ -45,14 +54,19 @@ class Settings:
     clam_address: Address
     header: str
     keep_alives: int
-    listen: Address
+    listen: tuple[Listen, ...]
     max_connections: int
-    out_address: Address | None
+    out_address: NextHop | None
+    out_tls: OutTls
     pid_file: str | None
+    proxy_protocol: bool
     quarantine: bool
     temp_directory: str
     time_out: int
+    tls_certificate: str | None
+    tls_key: str | None
     transparent_proxy: bool
+    trusted_clients: TrustedClients
     user: str | None
     virus_action: str | None
     xclient: bool
@@ -67,7 +81,10 @@ class Loaded(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A row of the table. ``parse`` raises ValueError with what is wrong and what would be right."""
+    """A row of the table. ``parse`` raises ValueError with what is wrong and what would be right.
+
+    ``many``: the setting may be given more than once, and its value is a tuple of all of them.
+    """
 
     name: str
     attribute: str
@@ -75,6 +92,7 @@ class Setting(NamedTuple):
     default: str | None
     help: str
     shown_default: str = ""
+    many: bool = False
 
 
 _TRUE = frozenset({"on", "yes", "true", "t", "1"})
@@ -118,6 +136,91 @@ def _address(default_port: int, default_host: str | None) -> Callable[[str], Add
         return parse_address(text, default_port=default_port, default_host=default_host)
 
     return parse
+
+
+_LMTP = "lmtp:"
+
+# Behind the path of a unix socket; a path may hold blanks itself.
+_SOCKET_OPTION = re.compile(r"(.*\S)[ \t]+(owner|mode)=(\S*)", re.IGNORECASE)
+_OWNER = re.compile(r"([^\s:/]+)(?::([^\s:/]+))?")
+_MODE = re.compile(r"[0-7]{3,4}")
+_MODE_MAX = 0o777
+
+
+def _split_protocol(text: str) -> tuple[str, bool]:
+    if text[: len(_LMTP)].lower() == _LMTP:
+        return text[len(_LMTP) :].lstrip(" \t"), True
+    return text, False
+
+
+def _listen(text: str) -> Listen:
+    place, lmtp = _split_protocol(text)
+    options: dict[str, str] = {}
+    while match := _SOCKET_OPTION.fullmatch(place):
+        place, name, value = match.groups()
+        if name.lower() in options:
+            raise ValueError(f'"{name}=" is given twice; give it once')
+        options[name.lower()] = value
+    address = parse_address(place, default_port=10025, default_host=None)
+    if options and not isinstance(address, UnixAddress):
+        raise ValueError("owner= and mode= are for unix sockets; give a full path, or leave them out")
+    owner = group = None
+    if "owner" in options:
+        names = _OWNER.fullmatch(options["owner"])
+        if names is None:
+            raise ValueError(f'"{options["owner"]}" is no owner; give USER or USER:GROUP')
+        owner, group = names.groups()
+    mode = None
+    if "mode" in options:
+        if not _MODE.fullmatch(options["mode"]) or int(options["mode"], 8) > _MODE_MAX:
+            raise ValueError(f'"{options["mode"]}" is no mode; give three or four octal digits, such as 0660')
+        mode = int(options["mode"], 8)
+    return Listen(address, lmtp=lmtp, owner=owner, group=group, mode=mode)
+
+
+def _next_hop(text: str) -> NextHop:
+    place, lmtp = _split_protocol(text)
+    return NextHop(parse_address(place, default_port=24 if lmtp else 25, default_host=None), lmtp=lmtp)
+
+
+def _out_tls(text: str) -> OutTls:
+    try:
+        return OutTls(text.lower())
+    except ValueError:
+        raise ValueError(f'"{text}" is not known; give off, may, encrypt or verify') from None
+
+
+def _trusted_clients(text: str) -> TrustedClients:
+    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+    sockets: list[str] = []
+    for word in re.split(r"[\s,]+", text):
+        if word.startswith("/"):
+            sockets.append(word)
+        elif word:
+            networks.append(_network(word))
+    return TrustedClients(tuple(networks), frozenset(sockets))
+
+
+def _network(word: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    text = word.replace("[", "", 1).replace("]", "", 1) if word.startswith("[") else word
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            f'"{word}" is no network; give IP addresses, networks such as 192.0.2.0/24, and paths of unix sockets'
+        ) from None
+    if ipaddress.ip_interface(text).ip != network.network_address:
+        raise ValueError(f'"{word}" has bits behind its prefix; give {network}')
+    # Clients are known by their IPv4 address, whatever socket they come through.
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= _MAPPED_PREFIX:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_PREFIX))
+    return network
+
+
+# ::ffff:0:0/96, RFC 4291 section 2.5.5.2.
+_MAPPED_PREFIX = 96
 
 
 def _path(text: str) -> str:
@@ -183,11 +286,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "Listen",
         "listen",
-        _address(10025, None),
+        _listen,
         "10025",
-        "Where SMTP connections are accepted. A port alone is on all local addresses, IPv4 and IPv6; an address "
-        "alone has port 10025.",
+        "Where SMTP connections are accepted; with lmtp: in front of the address, LMTP connections. A port alone is on "
+        "all local addresses, IPv4 and IPv6; an address alone has port 10025. It may be given several times. Behind "
+        "the path of a unix socket may stand owner=USER, owner=USER:GROUP and mode=MODE (octal); without them anybody "
+        "who gets to the socket's directory may connect.",
         "port 10025 on all local addresses",
+        many=True,
     ),
     Setting(
         "MaxConnections",
@@ -200,12 +306,22 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "OutAddress",
         "out_address",
-        _address(25, None),
+        _next_hop,
         None,
-        "The next hop: where scanned mail goes. A host name is resolved again for every connection; an address alone "
+        "The next hop: where scanned mail goes, with lmtp: in front of the address by LMTP (port 24 if none is given). "
+        "A host name is resolved again for every connection; an address alone "
         "has port 25. A port alone means that port at the client's own address (see LOOPBACK in clamsmtpd(8)). "
         "Required, except with TransparentProxy, where it must not be given.",
         "none; required",
+    ),
+    Setting(
+        "OutTLS",
+        "out_tls",
+        _out_tls,
+        "off",
+        "TLS with the next hop, by STARTTLS: off; may, if it is offered; encrypt, or no mail is delivered; verify, and "
+        "the certificate must be valid for the host name or IP address in OutAddress, by the authorities of the system "
+        "or of the file that the environment variable SSL_CERT_FILE names.",
     ),
     Setting(
         "PidFile",
@@ -214,6 +330,14 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "A file for the daemon's process id. It is removed when the daemon stops. The flag -p beats this setting.",
         "none",
+    ),
+    Setting(
+        "ProxyProtocol",
+        "proxy_protocol",
+        _switch,
+        "off",
+        "Each connection from TrustedClients begins with a PROXY protocol header, version 1 or 2, that says who the "
+        "client is (HAProxy's send-proxy and send-proxy-v2). Connections of others must not have one.",
     ),
     Setting(
         "Quarantine",
@@ -240,12 +364,39 @@ SETTINGS: tuple[Setting, ...] = (
         "least 600, as RFC 5321 asks.",
     ),
     Setting(
+        "TLSCertificate",
+        "tls_certificate",
+        _path,
+        None,
+        "A certificate in PEM format, with those between it and its authority behind it. Clients are then offered "
+        "STARTTLS. A renewed certificate is used for the next connection, if the daemon's user can read it.",
+        "none; no TLS with clients",
+    ),
+    Setting(
+        "TLSKey",
+        "tls_key",
+        _path,
+        None,
+        "The certificate's key in PEM format, without a passphrase.",
+        "in the file of the certificate",
+    ),
+    Setting(
         "TransparentProxy",
         "transparent_proxy",
         _switch,
         "off",
         "Deliver each connection's mail to where the client meant to connect before the firewall redirected it here "
         "(see TRANSPARENT PROXY in clamsmtpd(8)).",
+    ),
+    Setting(
+        "TrustedClients",
+        "trusted_clients",
+        _trusted_clients,
+        "",
+        "Who may say by XCLIENT, or by the PROXY protocol, who the client is: IP addresses, networks, and paths of "
+        "unix sockets that are among those of Listen, with blanks or commas between them. Whoever can connect from "
+        "there is believed.",
+        "nobody",
     ),
     Setting(
         "User",
@@ -269,7 +420,8 @@ SETTINGS: tuple[Setting, ...] = (
         "xclient",
         _switch,
         "off",
-        "Tell the next hop the client's address with XCLIENT, where it offers that.",
+        "Tell the next hop with XCLIENT, where it offers that, who the client is: each of ADDR, PORT, NAME, HELO, "
+        "PROTO, LOGIN, DESTADDR and DESTPORT that it takes.",
     ),
     Setting(
         "DebugFiles",
@@ -310,24 +462,62 @@ def load(path: str, overrides: Sequence[tuple[str, str, str]] = (), *, required:
     else:
         lines = _read(path)
     lines += [_Line(flag, name, value) for flag, name, value in overrides]
+    values = _collect(lines, len(overrides), warnings)
+    for setting in SETTINGS:
+        if setting.attribute not in values:
+            value = None if setting.default is None else setting.parse(setting.default)
+            line = _Line(path, setting.name, setting.default or "")
+            values[setting.attribute] = (line, (value,) if setting.many else value)
+    settings = Settings(**{attribute: value for attribute, (_, value) in values.items()})
+    _check_together(settings, path, {attribute: line.where for attribute, (line, _) in values.items()})
+    return Loaded(settings, tuple(printable(warning) for warning in warnings))
+
+
+def _collect(lines: Sequence[_Line], overrides: int, warnings: list[str]) -> dict[str, tuple[_Line, Any]]:
+    """Understand all lines, of which the last ``overrides`` are flags; return line and value by attribute."""
     values: dict[str, tuple[_Line, Any]] = {}
     for number, line in enumerate(lines):
         setting, value = _understand(line, warnings)
         earlier = values.get(setting.attribute)
-        if earlier is not None and number < len(lines) - len(overrides):
+        in_file = number < len(lines) - overrides
+        if setting.many:
+            # A flag beats the file, all that it says.
+            others = earlier[1] if earlier is not None and in_file else ()
+            if value in others:
+                warnings.append(f"{line.where}: {setting.name}: {value} is given again; one of them is enough")
+                continue
+            value = (*others, value)
+        elif earlier is not None and in_file:
             warnings.append(f"{line.where}: {setting.name} is given again; this one counts, not {earlier[0].where}")
         values[setting.attribute] = (line, value)
-    for setting in SETTINGS:
-        if setting.attribute not in values:
-            value = None if setting.default is None else setting.parse(setting.default)
-            values[setting.attribute] = (_Line(path, setting.name, setting.default or ""), value)
-    settings = Settings(**{attribute: value for attribute, (_, value) in values.items()})
-    if settings.out_address is None and not settings.transparent_proxy:
+    return values
+
+
+def _check_together(settings: Settings, path: str, where: dict[str, str]) -> None:
+    """Raise ConfigError for settings that are good each, and not together."""
+    hop = settings.out_address
+    if hop is None and not settings.transparent_proxy:
         raise ConfigError(f"{path}: OutAddress: is missing; give the next hop's address, or TransparentProxy: on")
-    if settings.out_address is not None and settings.transparent_proxy:
-        where = values["out_address"][0].where
-        raise ConfigError(f"{where}: OutAddress: does not go with TransparentProxy: on; leave one of them out")
-    return Loaded(settings, tuple(printable(warning) for warning in warnings))
+    if hop is not None and settings.transparent_proxy:
+        place = where["out_address"]
+        raise ConfigError(f"{place}: OutAddress: does not go with TransparentProxy: on; leave one of them out")
+    if settings.tls_key is not None and settings.tls_certificate is None:
+        raise ConfigError(f"{where['tls_key']}: TLSKey: is of no use alone; give TLSCertificate too")
+    if settings.out_tls is OutTls.VERIFY and hop is not None and isinstance(hop.address, UnixAddress):
+        place = where["out_tls"]
+        raise ConfigError(f"{place}: OutTLS: a unix socket has no name to verify; give off, or a host in OutAddress")
+    if settings.proxy_protocol:
+        place = where["proxy_protocol"]
+        if not (settings.trusted_clients.networks or settings.trusted_clients.sockets):
+            raise ConfigError(f"{place}: ProxyProtocol: nobody may use it; name the proxy in TrustedClients")
+        if settings.transparent_proxy:
+            raise ConfigError(f"{place}: ProxyProtocol: does not go with TransparentProxy: on; leave one of them out")
+    listening = {listen.address.path for listen in settings.listen if isinstance(listen.address, UnixAddress)}
+    if unknown := sorted(settings.trusted_clients.sockets - listening):
+        raise ConfigError(
+            f"{where['trusted_clients']}: TrustedClients: {printable(unknown[0])} is none of our sockets; "
+            "give a path that is in Listen"
+        )
 
 
 def _read(path: str) -> list[_Line]:
@@ -377,7 +567,7 @@ def _understand(line: _Line, warnings: list[str]) -> tuple[Setting, Any]:
         raise ConfigError(f"{where}: {printable(name)}: {printable(str(error))}") from None
 
 
-_MAY_BE_EMPTY = frozenset({"header", "pid_file", "virus_action"})
+_MAY_BE_EMPTY = frozenset({"header", "pid_file", "trusted_clients", "virus_action"})
 
 
 def printable(text: str) -> str:

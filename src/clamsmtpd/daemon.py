@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import stat
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ import uvloop
 
 from clamsmtpd import __version__, log
 from clamsmtpd.config import Settings
-from clamsmtpd.listeners import listen
+from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.pidfile import PidFile
 from clamsmtpd.privileges import become, find_user, raise_descriptor_limit
 from clamsmtpd.server import Server
-from clamsmtpd.values import Address, StartError, UnixAddress
+from clamsmtpd.tls import Certificate
+from clamsmtpd.values import Listen, StartError, UnixAddress
 
 __all__ = ["run"]
 
@@ -45,10 +45,12 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
     for warning in warnings:
         _log.warning("%s", warning)
     pid_file: PidFile | None = None
-    sockets: list[socket.socket] = []
+    listeners: list[Listener] = []
     try:
         user = find_user(settings.user) if settings.user else None
-        sockets = listen(settings.listen)
+        # As long as we are root: the key is not for the user whom we become to read.
+        certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
+        listeners = listen(settings.listen)
         ready = _detach() if foreground_level is None else None
         if ready in (_STARTED, _NOT_STARTED):
             return CLEAN_STOP if ready == _STARTED else START_FAILED
@@ -60,11 +62,13 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
         if os.geteuid() == 0:
             _log.warning("running as root is not needed; give a user with the setting User")
         _check_temp_directory(settings.temp_directory)
-        status = _serve(settings, sockets, ready)
+        if certificate is not None:
+            _warn(certificate.renewable())
+        status = _serve(settings, listeners, certificate, ready)
     except StartError as error:
         _log.critical("%s", error)
-        if sockets:
-            _remove_socket(settings.listen)
+        if listeners:
+            _remove_sockets(settings.listen)
         status = START_FAILED
     except Exception as error:  # noqa: BLE001
         # No traceback reaches a user; it is there for whoever asks for the debug log.
@@ -72,26 +76,28 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
         _log.debug("traceback", exc_info=error)
         status = START_FAILED
     finally:
-        for sock in sockets:
-            sock.close()
+        for listener in listeners:
+            listener.socket.close()
         if pid_file is not None:
             pid_file.remove()
     return status
 
 
-def _serve(settings: Settings, sockets: Sequence[socket.socket], ready: int | None) -> int:
+def _serve(
+    settings: Settings, listeners: Sequence[Listener], certificate: Certificate | None, ready: int | None
+) -> int:
     async def main() -> int:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_error)
         stop = asyncio.Event()
-        serving = asyncio.ensure_future(Server(settings, sockets).serve(stop))
+        serving = asyncio.ensure_future(Server(settings, listeners, certificate).serve(stop))
 
         def on_signal() -> None:
             if stop.is_set():
                 # Asked twice: whoever does that will not wait for transactions any more.
                 serving.cancel()
             else:
-                _remove_socket(settings.listen)
+                _remove_sockets(settings.listen)
             stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,7 +106,7 @@ def _serve(settings: Settings, sockets: Sequence[socket.socket], ready: int | No
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if ready is not None:
             _leave_terminal(ready)
-        _log.info("clamsmtpd %s accepting connections on %s", __version__, settings.listen)
+        _log.info("clamsmtpd %s accepting connections on %s", __version__, ", ".join(map(str, settings.listen)))
         try:
             await serving
         except asyncio.CancelledError:
@@ -113,13 +119,14 @@ def _serve(settings: Settings, sockets: Sequence[socket.socket], ready: int | No
         return runner.run(main())
 
 
-def _remove_socket(address: Address) -> None:
-    """Remove the Unix socket while we still listen on it: later it may be that of the daemon that follows us."""
-    if isinstance(address, UnixAddress):
-        try:
-            os.unlink(address.path)
-        except OSError as error:
-            _log.info("cannot remove %s: %s", address.path, error.strerror)
+def _remove_sockets(places: Sequence[Listen]) -> None:
+    """Remove Unix sockets while we still listen on them: later they may be those of the daemon that follows us."""
+    for place in places:
+        if isinstance(place.address, UnixAddress):
+            try:
+                os.unlink(place.address.path)
+            except OSError as error:
+                _log.info("cannot remove %s: %s", place.address.path, error.strerror)
 
 
 _STARTED = -1

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import grp
 import os
+import pwd
 import socket
 import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from clamsmtpd.values import Address, StartError, TcpAddress, UnixAddress
+from clamsmtpd.values import Listen, StartError, TcpAddress, UnixAddress
 
-__all__ = ["listen"]
+__all__ = ["Listener", "listen"]
 
 #: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn. With the 5 of old, 50
 #: clients at once lose seconds in repeated SYNs.
@@ -17,7 +22,8 @@ BACKLOG = 4096
 
 
 _HINTS = {
-    errno.EADDRINUSE: "is another clamsmtpd running?",
+    errno.EADDRINUSE: "is another clamsmtpd running, or is it in another Listen line?",
+    errno.EPERM: "only root can give a socket away; start the daemon as root, or leave owner= out",
     errno.EACCES: "only root can do that; start the daemon as root, or give another address",
     errno.ENOENT: "give a path in a directory that exists",
 }
@@ -26,14 +32,38 @@ _HINTS = {
 _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
-def listen(address: Address) -> list[socket.socket]:
-    """Return bound, listening sockets for ``address``: one, or one for each address of a host name.
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A bound, listening socket, and the Listen line that it is for."""
 
-    Raises StartError.
+    socket: socket.socket
+    listen: Listen
+
+
+def listen(places: Sequence[Listen]) -> list[Listener]:
+    """Return the sockets for all ``places``: one for each, or one for each address of a host name.
+
+    Raises StartError; then none is left open.
     """
+    listeners: list[Listener] = []
+    try:
+        for place in places:
+            listeners += [Listener(sock, place) for sock in _listen(place)]
+    except StartError:
+        for listener in listeners:
+            if isinstance(listener.listen.address, UnixAddress):
+                with contextlib.suppress(OSError):
+                    os.unlink(listener.listen.address.path)
+            listener.socket.close()
+        raise
+    return listeners
+
+
+def _listen(place: Listen) -> list[socket.socket]:
+    address = place.address
     try:
         if isinstance(address, UnixAddress):
-            return [_listen_unix(address.path)]
+            return [_listen_unix(address.path, place)]
         return _listen_tcp(address)
     except socket.gaierror as error:
         raise StartError(f"Listen: {address}: {error.strerror}; give an address of this host") from None
@@ -70,7 +100,8 @@ def _listen_tcp(address: TcpAddress) -> list[socket.socket]:
     return sockets
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, place: Listen) -> socket.socket:
+    user, group = _find_owner(place)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
@@ -80,11 +111,38 @@ def _listen_unix(path: str) -> socket.socket:
             sock.bind(path)
         finally:
             os.umask(mask)
-        sock.listen(BACKLOG)
+        try:
+            if place.mode is not None:
+                os.chmod(path, place.mode)
+            if (user, group) != (-1, -1):
+                os.chown(path, user, group)
+            # Only now: before, nobody can connect whom the mode would have kept out.
+            sock.listen(BACKLOG)
+        except OSError:
+            os.unlink(path)
+            raise
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _find_owner(place: Listen) -> tuple[int, int]:
+    """Return the numbers of user and group, -1 for one that stays as it is."""
+    user = group = -1
+    if place.owner is not None:
+        try:
+            user = int(place.owner) if place.owner.isdecimal() else pwd.getpwnam(place.owner).pw_uid
+        except KeyError:
+            raise StartError(f"Listen: {place.address}: there is no user {place.owner}; give one that exists") from None
+    if place.group is not None:
+        try:
+            group = int(place.group) if place.group.isdecimal() else grp.getgrnam(place.group).gr_gid
+        except KeyError:
+            raise StartError(
+                f"Listen: {place.address}: there is no group {place.group}; give one that exists"
+            ) from None
+    return user, group
 
 
 def _remove_stale(path: str) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import socket
 import struct
 
+from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.values import TcpAddress
 
-__all__ = ["LOCAL_CLIENT", "announcement", "end_point", "host_of", "original_destination"]
+__all__ = ["LOCAL_CLIENT", "UNKNOWN_CLIENT", "end_point", "host_of", "identify", "original_destination"]
 
 #: What stands for an address where there is none: the client came through a unix socket.
 LOCAL_CLIENT = "local"
+
+#: What stands for an address that even those who are trusted do not know.
+UNKNOWN_CLIENT = "unknown"
 
 # linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h; Python's socket module names neither.
 _SO_ORIGINAL_DST = 80
@@ -65,23 +69,11 @@ def host_of(end: TcpAddress | None) -> str:
     return end.host if end is not None and end.host is not None else LOCAL_CLIENT
 
 
-def announcement(client: TcpAddress | None, local: TcpAddress | None) -> dict[bytes, bytes]:
-    """Return the attributes that tell a next hop in XCLIENT who the client is (Postfix XCLIENT_README), encoded."""
-    return {
-        # Without it the next hop would go on believing our name beside the client's address.
-        b"NAME": b"[UNAVAILABLE]",
-        b"ADDR": _announced_host(client),
-        b"PORT": _announced_port(client),
-        b"DESTADDR": _announced_host(local),
-        b"DESTPORT": _announced_port(local),
-    }
-
-
-def _announced_host(end: TcpAddress | None) -> bytes:
-    if end is None or end.host is None:
-        return b"[UNAVAILABLE]"
-    return (f"IPV6:{end.host}" if ":" in end.host else end.host).encode("ascii")
-
-
-def _announced_port(end: TcpAddress | None) -> bytes:
-    return b"[UNAVAILABLE]" if end is None else b"%d" % end.port
+def identify(client: TcpAddress | None, destination: TcpAddress | None) -> Identity:
+    """Return who the client is by the ends of its connection: its own, and the one that it connected to."""
+    return Identity(
+        address=client.host if client is not None else None,
+        port=client.port if client is not None else None,
+        destination=destination.host if destination is not None else None,
+        destination_port=destination.port if destination is not None else None,
+    )

@@ -14,9 +14,12 @@ from clamsmtpd.clamd.client import Scanner
 from clamsmtpd.config import Settings
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector
+from clamsmtpd.listeners import Listener
 from clamsmtpd.log import describe
 from clamsmtpd.session import Host, Session
 from clamsmtpd.smtp import replies
+from clamsmtpd.tls import Certificate, client_context
+from clamsmtpd.values import Listen
 
 __all__ = ["Server"]
 
@@ -41,17 +44,25 @@ _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Server:
-    """Accepts clients on ``sockets``, which are bound and listening, and runs a session for each."""
+    """Accepts clients on ``listeners``, which are bound and listening, and runs a session for each.
 
-    def __init__(self, settings: Settings, sockets: Sequence[socket.socket]) -> None:
+    ``certificate`` is the one for clients that want TLS; without one, none is offered. Raises StartError when TLS
+    with the next hop is to be verified, and nothing here could do that.
+    """
+
+    def __init__(
+        self, settings: Settings, listeners: Sequence[Listener], certificate: Certificate | None = None
+    ) -> None:
         self._settings = settings
-        self._sockets = list(sockets)
+        self._listeners = list(listeners)
         self._scanner = Scanner(settings.clam_address, time_out=settings.time_out)
         self._hooks = HookRunner()
         self._host = Host(
             settings=settings,
             inspector=Inspector(settings, self._scanner, self._hooks),
             ended=self._on_ended,
+            certificate=certificate,
+            out_context=client_context(settings.out_tls),
         )
         self._sessions: set[Session] = set()
         self._starting: set[asyncio.Task[None]] = set()
@@ -65,13 +76,13 @@ class Server:
         """Serve until ``stop`` is set; then let transactions in flight end, and return."""
         loop = asyncio.get_running_loop()
         self._open_reserve()
-        for sock in self._sockets:
-            sock.settimeout(0)
-            loop.add_reader(sock, self._accept, sock)
+        for listener in self._listeners:
+            listener.socket.settimeout(0)
+            loop.add_reader(listener.socket, self._accept, listener)
         await stop.wait()
-        for sock in self._sockets:
-            loop.remove_reader(sock)
-            sock.close()
+        for listener in self._listeners:
+            loop.remove_reader(listener.socket)
+            listener.socket.close()
         _log.info("stopping: %d connections to finish", len(self._sessions))
         for session in list(self._sessions):
             session.drain()
@@ -83,10 +94,10 @@ class Server:
         if self._reserve >= 0:
             os.close(self._reserve)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: Listener) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                sock, _address = listener.accept()
+                sock, _address = listener.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -100,18 +111,17 @@ class Server:
                 self._complain("MaxConnections is reached: %d", self._settings.max_connections)
                 _refuse(sock)
             else:
-                self._start(sock)
+                self._start(sock, listener.listen)
 
-    def _start(self, sock: socket.socket) -> None:
+    def _start(self, sock: socket.socket, listen: Listen) -> None:
         tag = f"{self._next_id:06X}"
         self._next_id = self._next_id + 1 if self._next_id < _LAST_ID else _FIRST_ID
         try:
-            session = Session(self._host, tag, sock)
+            session = Session(self._host, tag, sock, listen)
         except OSError:
             sock.close()
             return
         self._sessions.add(session)
-        _log.info("%s: accepted connection from: %s", tag, session.client_address)
         task = asyncio.get_running_loop().create_task(session.serve(sock))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
@@ -121,28 +131,28 @@ class Server:
         if not self._sessions:
             self._empty.set()
 
-    def _refuse_without_room(self, listener: socket.socket, error: OSError) -> None:
+    def _refuse_without_room(self, listener: Listener, error: OSError) -> None:
         """Tell one client 421 with the descriptor held in reserve; without one, pause accepting."""
         self._complain("cannot accept a connection: %s", describe(error))
         if self._reserve >= 0 and error.errno in (errno.EMFILE, errno.ENFILE):
             os.close(self._reserve)
             self._reserve = -1
             with contextlib.suppress(OSError):
-                sock, _address = listener.accept()
+                sock, _address = listener.socket.accept()
                 sock.settimeout(0)
                 _refuse(sock)
             self._open_reserve()
             return
         # The listener stays readable, so that without a pause this would be a busy loop.
         loop = asyncio.get_running_loop()
-        loop.remove_reader(listener)
+        loop.remove_reader(listener.socket)
         loop.call_later(ACCEPT_PAUSE, self._resume, listener)
 
-    def _resume(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:
+    def _resume(self, listener: Listener) -> None:
+        if listener.socket.fileno() >= 0:
             if self._reserve < 0:
                 self._open_reserve()
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+            asyncio.get_running_loop().add_reader(listener.socket, self._accept, listener)
 
     def _open_reserve(self) -> None:
         with contextlib.suppress(OSError):

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import ClassVar, ParamSpec, cast
+from typing import Any, ClassVar, ParamSpec, cast
 
 from clamsmtpd.config import Settings
-from clamsmtpd.deadlines import Deadline
+from clamsmtpd.deadlines import LINGER_LIMIT, Deadline
 from clamsmtpd.inspection import Inspector, Route
 from clamsmtpd.log import describe, escape
-from clamsmtpd.peers import LOCAL_CLIENT, announcement, end_point, host_of, original_destination
+from clamsmtpd.peers import LOCAL_CLIENT, UNKNOWN_CLIENT, end_point, host_of, identify, original_destination
+from clamsmtpd.proxyprotocol import Proxied, ProxyError, ProxyHeader
 from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.events import (
     Awaits,
@@ -27,16 +29,21 @@ from clamsmtpd.smtp.events import (
     CloseServer,
     Discard,
     Effect,
+    Identify,
     Inspect,
     Note,
+    Reconnect,
+    SecureClient,
+    SecureServer,
     Store,
     ToClient,
     ToServer,
     Transmit,
 )
-from clamsmtpd.smtp.relay import Relay
+from clamsmtpd.smtp.relay import Relay, Terms
 from clamsmtpd.spool import Spool
-from clamsmtpd.values import Address, Decision, Defer, TcpAddress, UnixAddress
+from clamsmtpd.tls import Certificate
+from clamsmtpd.values import Address, Decision, Defer, Listen, TcpAddress, UnixAddress
 
 __all__ = ["Host", "Session"]
 
@@ -55,6 +62,7 @@ Connection = tuple[TcpAddress | None, TcpAddress | None]
 class Host:
     """What a session needs of the server that runs it.
 
+    ``certificate`` is for clients that want TLS, ``out_context`` for TLS with the next hop; None for no TLS.
     ``outgoing`` holds both ends, ours first, of every connection to a next hop: a connection that comes
     in with the same ends is our own. ``ended`` is called once when a session is over.
     """
@@ -62,6 +70,8 @@ class Host:
     settings: Settings
     inspector: Inspector
     ended: Callable[[Session], None]
+    certificate: Certificate | None = None
+    out_context: ssl.SSLContext | None = None
     outgoing: set[Connection] = field(default_factory=set)
 
 
@@ -81,9 +91,8 @@ class _ClientProtocol(asyncio.Protocol):
         self._session.client_received(data)
 
     def eof_received(self) -> bool:
-        self._session.client_eof()
         # A client that has said all may still listen: closing is for the relay to decide.
-        return True
+        return self._session.client_eof()
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._session.client_lost()
@@ -104,13 +113,13 @@ class _ServerProtocol(asyncio.Protocol):
         self._session = session
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._session.server_made(cast("asyncio.Transport", transport))
+        self._session.server_made(self, cast("asyncio.Transport", transport))
 
     def data_received(self, data: bytes) -> None:
-        self._session.server_received(data)
+        self._session.server_received(self, data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._session.server_lost(error)
+        self._session.server_lost(self, error)
 
     def pause_writing(self) -> None:
         self._session.server_full(full=True)
@@ -130,26 +139,33 @@ class Session:
         "_deadline",
         "_debug",
         "_ends",
+        "_handshakes",
         "_host",
         "_inspecting",
         "_keep_alive",
+        "_listen",
         "_loop",
+        "_over",
         "_pieces",
+        "_proxy",
         "_reading",
         "_redirected",
         "_route",
+        "_secure",
         "_sent_octets",
         "_server",
         "_server_ends",
         "_server_full",
+        "_server_protocol",
         "_spool",
         "_to_client",
+        "_to_server",
         "relay",
         "tag",
     )
 
-    def __init__(self, host: Host, tag: str, sock: socket.socket) -> None:
-        """Take the accepted ``sock``'s addresses. Raises OSError when the client has left already."""
+    def __init__(self, host: Host, tag: str, sock: socket.socket, listen: Listen) -> None:
+        """Take the addresses of ``sock``, accepted on ``listen``. Raises OSError when the client has left already."""
         self.tag = tag
         self._host = host
         self._loop = asyncio.get_running_loop()
@@ -159,12 +175,22 @@ class Session:
         self._ends: Connection = (client, wanted or local)
         self._redirected = wanted is not None and wanted != local
         self._route = Route(tag, host_of(client), host_of(local), LOCAL_CLIENT)
-        self.relay = Relay(xclient=announcement(client, local) if host.settings.xclient else None)
+        self._listen = listen
+        trusted = self._is_trusted(client)
+        self.relay = Relay(self._terms(trusted=trusted), identify(*self._ends))
+        # Until it has come, nobody knows who the client is, and nothing is asked of a next hop.
+        self._proxy = ProxyHeader() if trusted and host.settings.proxy_protocol else None
         self._client: asyncio.Transport | None = None
         self._client_full = False
         self._reading = True
+        self._secure = False
+        self._over = False
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._to_client: list[bytes] = []
+        self._to_server: list[bytes] = []
         self._server: asyncio.Transport | None = None
+        # Of several connections made, the one that counts.
+        self._server_protocol: _ServerProtocol | None = None
         self._server_ends: Connection = (None, None)
         self._server_full = False
         self._connecting: asyncio.Task[None] | None = None
@@ -176,11 +202,26 @@ class Session:
         self._deadline = Deadline(float(host.settings.time_out), self._on_expired)
         self._keep_alive: asyncio.TimerHandle | None = None
         self._debug = _log.isEnabledFor(logging.DEBUG)
+        if self._proxy is None:
+            _log.info("%s: accepted connection from: %s", tag, self._route.client)
 
-    @property
-    def client_address(self) -> str:
-        """The client's address without port, for the log."""
-        return self._route.client
+    def _is_trusted(self, client: TcpAddress | None) -> bool:
+        trusted = self._host.settings.trusted_clients
+        if client is None:
+            address = self._listen.address
+            return isinstance(address, UnixAddress) and address.path in trusted.sockets
+        return client.host is not None and trusted.include(client.host)
+
+    def _terms(self, *, trusted: bool) -> Terms:
+        settings = self._host.settings
+        return Terms(
+            lmtp_client=self._listen.lmtp,
+            lmtp_server=settings.out_address is not None and settings.out_address.lmtp,
+            announce=settings.xclient,
+            trusted=trusted,
+            starttls=self._host.certificate is not None,
+            out_tls=settings.out_tls,
+        )
 
     async def serve(self, sock: socket.socket) -> None:
         """Take over an accepted socket and begin. Returns when the transport has it."""
@@ -207,27 +248,62 @@ class Session:
     def client_made(self, transport: asyncio.Transport) -> None:
         """Start the dialogue: the client is there."""
         self._client = transport
-        self._connecting = self._loop.create_task(self._connect())
+        if self._proxy is None:
+            self._connecting = self._loop.create_task(self._connect())
         self._watch_time()
         if self._host.settings.keep_alives:
             self._schedule_keep_alive()
 
     def client_received(self, data: bytes) -> None:
         """Take octets from the client."""
+        if self._proxy is not None:
+            self._read_proxy_header(self._proxy, data)
+            return
         self._client_octets += len(data)
         if self._debug and self.relay.awaits is not Awaits.DATA:
             self._trace("CLIENT <", data)
         self.run(self.relay.client_data, data)
 
-    def client_eof(self) -> None:
-        """Go on with a client that will send nothing more."""
+    def _read_proxy_header(self, header: ProxyHeader, data: bytes) -> None:
+        """Learn from the proxy in front of us who the client is; then begin."""
+        try:
+            found = header.feed(data)
+        except ProxyError as error:
+            # To go on would take the proxy for the client. The protocol has no reply, and neither have we.
+            _log.warning(
+                "%s: PROXY header of %s: %s; connection closed", self.tag, self._route.client, escape(str(error))
+            )
+            self.abort()
+            return
+        if found is not None:
+            self._proxy = None
+            proxied, rest = found
+            self._begin_behind_proxy(proxied)
+            self._connecting = self._loop.create_task(self._connect())
+            if rest:
+                self.client_received(rest)
+
+    def _begin_behind_proxy(self, proxied: Proxied) -> None:
+        proxy = self._route.client
+        source = proxied.source
+        if source is not None:
+            # Trust in the proxy is no trust in all that comes through it.
+            terms = self._terms(trusted=self._is_trusted(source))
+            self.relay = Relay(terms, replace(identify(source, proxied.destination), learnt=True))
+            self._route = replace(self._route, client=host_of(source))
+        _log.info("%s: accepted connection from: %s (through the proxy %s)", self.tag, self._route.client, proxy)
+
+    def client_eof(self) -> bool:
+        """Go on with a client that will send nothing more; tell whether it can still be written to."""
         self.run(self.relay.client_eof)
         if self._client is not None and self.relay.awaits is Awaits.NOTHING:
             self._client.close()
+        return not self._secure
 
     def client_lost(self) -> None:
         """Go on without a client."""
         self._client = None
+        self._proxy = None
         self.run(self.relay.client_lost)
         self._finish()
 
@@ -235,6 +311,41 @@ class Session:
         """React to a client that does not read its replies: read no more of its commands."""
         self._client_full = full
         self._set_reading()
+
+    def _secure_client(self, _effect: SecureClient) -> None:
+        self._flush()
+        if self._client is not None and self._host.certificate is not None:
+            # Not an octet more is read in plain text.
+            self._client.pause_reading()
+            self._reading = False
+            self._start_handshake(self._client_handshake(self._client, self._host.certificate.context()))
+
+    def _start_handshake(self, handshake: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(handshake)
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    async def _client_handshake(self, client: asyncio.Transport, context: ssl.SSLContext) -> None:
+        try:
+            transport = await self._loop.start_tls(
+                client,
+                client.get_protocol(),
+                context,
+                server_side=True,
+                ssl_handshake_timeout=self._host.settings.time_out,
+                ssl_shutdown_timeout=LINGER_LIMIT,
+            )
+        except (OSError, ssl.SSLError) as error:
+            _log.info("%s: TLS handshake with the client failed: %s", self.tag, describe(error))
+            client.abort()
+            if not self._over:
+                self.client_lost()
+            return
+        self._client = transport
+        self._secure = self._reading = True
+        if self._debug and transport is not None:
+            _log.debug("%s: client uses %s", self.tag, _tls_version(transport))
+        self.run(self.relay.client_secured)
 
     # ---- the next hop's connection ------------------------------------------------------------
 
@@ -246,11 +357,12 @@ class Session:
         if address is None:
             self._refuse_loop("it was made straight to us, and has no destination that we could pass it on to")
             return
+        protocol = self._server_protocol = _ServerProtocol(self)
         try:
             if isinstance(address, UnixAddress):
-                await self._loop.create_unix_connection(lambda: _ServerProtocol(self), address.path)
+                await self._loop.create_unix_connection(lambda: protocol, address.path)
             else:
-                await self._loop.create_connection(lambda: _ServerProtocol(self), address.host or "", address.port)
+                await self._loop.create_connection(lambda: protocol, address.host or "", address.port)
         except (OSError, ValueError) as error:
             # ValueError: a host name that the resolver cannot even encode.
             self._connecting = None
@@ -260,14 +372,18 @@ class Session:
         client, destination = self._ends
         if self._host.settings.transparent_proxy:
             return destination if self._redirected else None
-        address = self._host.settings.out_address
+        next_hop = self._host.settings.out_address
+        address = next_hop.address if next_hop is not None else None
         if isinstance(address, TcpAddress) and address.host is None:
             # The loopback feature: back to where the client came from.
             return TcpAddress(client.host, address.port) if client is not None else None
         return address
 
-    def server_made(self, transport: asyncio.Transport) -> None:
+    def server_made(self, protocol: _ServerProtocol, transport: asyncio.Transport) -> None:
         """Take over the connection to the next hop, unless it is a loop."""
+        if protocol is not self._server_protocol:
+            transport.abort()
+            return
         self._server = transport
         # From here on closing the transport is what ends it. Were the task cancelled in this moment,
         # uvloop would close it too, and tell nobody.
@@ -293,20 +409,62 @@ class Session:
         self._refuse_loop("it comes from this filter itself")
         return True
 
-    def server_received(self, data: bytes) -> None:
+    def server_received(self, protocol: _ServerProtocol, data: bytes) -> None:
         """Take octets from the next hop."""
+        if protocol is not self._server_protocol:
+            return
         if self._debug:
             self._trace("SERVER <", data)
         self.run(self.relay.server_data, data)
 
-    def server_lost(self, error: Exception | None) -> None:
+    def server_lost(self, protocol: _ServerProtocol, error: Exception | None) -> None:
         """Go on without a next hop."""
+        if protocol is not self._server_protocol:
+            return
         self._host.outgoing.discard(self._server_ends)
         self._server = None
         self._pieces = None
         why = describe(error) if error else "closed by the other side"
         self.run(self.relay.server_lost, f"connection lost: {why}")
         self._finish()
+
+    def _secure_server(self, _effect: SecureServer) -> None:
+        if self._server is not None and self._host.out_context is not None:
+            self._start_handshake(self._server_handshake(self._server, self._host.out_context))
+
+    async def _server_handshake(self, server: asyncio.Transport, context: ssl.SSLContext) -> None:
+        address = self._next_hop()
+        try:
+            transport = await self._loop.start_tls(
+                server,
+                server.get_protocol(),
+                context,
+                server_hostname=address.host if isinstance(address, TcpAddress) else None,
+                ssl_handshake_timeout=self._host.settings.time_out,
+                ssl_shutdown_timeout=LINGER_LIMIT,
+            )
+        except (OSError, ssl.SSLError, ValueError) as error:
+            # ValueError: a name that no certificate can have.
+            if not self._over and self._server is server:
+                self._drop_server()
+                self.run(self.relay.server_insecure, f"TLS handshake failed: {describe(error)}")
+                self._finish()
+            return
+        self._server = transport
+        if self._debug and transport is not None:
+            _log.debug("%s: next hop uses %s", self.tag, _tls_version(transport))
+        self.run(self.relay.server_secured)
+
+    def _drop_server(self) -> None:
+        """Cut the connection to the next hop, without the relay hearing of it."""
+        self._server_protocol = None
+        self._host.outgoing.discard(self._server_ends)
+        if self._server is not None:
+            self._server.abort()
+            self._server = None
+
+    def _reconnect(self, _effect: Reconnect) -> None:
+        self._connecting = self._loop.create_task(self._connect())
 
     def server_full(self, *, full: bool) -> None:
         """React to a next hop that does not take the text fast enough: wait with the rest."""
@@ -333,7 +491,12 @@ class Session:
             self.abort()
 
     def _flush(self) -> None:
-        """Write what this turn has for the client, in one piece."""
+        """Write what this turn has for either side, in one piece each."""
+        if self._to_server:
+            data = b"".join(self._to_server)
+            self._to_server.clear()
+            if self._server is not None:
+                self._server.write(data)
         if self._to_client:
             data = b"".join(self._to_client)
             self._to_client.clear()
@@ -346,10 +509,9 @@ class Session:
         self._to_client.append(effect.data)
 
     def _ask(self, effect: ToServer) -> None:
-        if self._server is not None:
-            if self._debug:
-                self._trace("SERVER >", b"(authentication)" if effect.secret else effect.data)
-            self._server.write(effect.data)
+        if self._debug:
+            self._trace("SERVER >", b"(authentication)" if effect.secret else effect.data)
+        self._to_server.append(effect.data)
 
     def _begin(self, _effect: BeginMessage) -> None:
         settings = self._host.settings
@@ -383,7 +545,11 @@ class Session:
 
     def _transmit(self, effect: Transmit) -> None:
         if self._spool is not None:
-            self._pieces = chain(self._spool.wire(effect.offset, effect.field), (b".\r\n",))
+            if self._debug and effect.before:
+                self._trace("SERVER >", effect.before)
+            self._flush()
+            text = self._spool.wire(effect.offset, effect.field)
+            self._pieces = filter(None, chain((effect.before,), text, (effect.after,)))
             self._send_text()
 
     def _send_text(self) -> None:
@@ -427,6 +593,7 @@ class Session:
                 _log.error("%s: cannot close the spool: %s", self.tag, describe(error))
 
     def _close_server(self, effect: CloseServer) -> None:
+        self._flush()
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
@@ -451,6 +618,12 @@ class Session:
     def _note(self, effect: Note) -> None:
         _log.warning("%s: %s", self.tag, escape(effect.text))
 
+    def _identify(self, effect: Identify) -> None:
+        identity = effect.identity
+        said_by = self._route.client
+        self._route = replace(self._route, client=identity.address or UNKNOWN_CLIENT)
+        _log.info("%s: client is: %s (as %s says by XCLIENT)", self.tag, self._route.client, said_by)
+
     def _refuse_loop(self, why: str) -> None:
         _log.warning("%s: connection refused, mail would loop: %s", self.tag, why)
         self.run(self.relay.refuse, replies.LOOP)
@@ -470,8 +643,13 @@ class Session:
 
     def _finish(self) -> None:
         """Tell the server that this session is over, once nothing of it is left."""
+        if self._over:
+            return
         if self._client is None and self._server is None and self.relay.awaits is Awaits.NOTHING:
+            self._over = True
             self._deadline.cancel()
+            for handshake in self._handshakes:
+                handshake.cancel()
             if self._keep_alive is not None:
                 self._keep_alive.cancel()
                 self._keep_alive = None
@@ -487,7 +665,10 @@ class Session:
         self._deadline.watch(awaits, relay.steps, octets)
 
     def _on_expired(self) -> None:
-        if self.relay.awaits is Awaits.NOTHING:
+        if self._proxy is not None:
+            _log.warning("%s: PROXY header of %s did not come in time", self.tag, self._route.client)
+            self.abort()
+        elif self.relay.awaits is Awaits.NOTHING:
             self.abort()
         else:
             self.run(self.relay.timed_out)
@@ -518,7 +699,16 @@ class Session:
         Inspect: _inspect,
         Transmit: _transmit,
         Discard: _discard,
+        SecureClient: _secure_client,
+        SecureServer: _secure_server,
+        Reconnect: _reconnect,
+        Identify: _identify,
         CloseServer: _close_server,
         CloseClient: _close_client,
         Note: _note,
     }
+
+
+def _tls_version(transport: asyncio.Transport) -> str:
+    cipher = transport.get_extra_info("cipher") or ("?", "TLS", 0)
+    return f"{cipher[1]} with {cipher[0]}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 __all__ = [
     "Action",
@@ -20,8 +21,12 @@ __all__ = [
     "Drop",
     "Envelope",
     "Infected",
+    "Listen",
+    "NextHop",
+    "OutTls",
     "StartError",
     "TcpAddress",
+    "TrustedClients",
     "UnixAddress",
     "Unscanned",
     "Verdict",
@@ -72,6 +77,58 @@ class TcpAddress:
 
 
 Address = UnixAddress | TcpAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where clients connect, and in what they speak.
+
+    ``owner``, ``group`` (names or numbers) and ``mode`` are those of a unix socket; None leaves the default.
+    """
+
+    address: Address
+    lmtp: bool = False
+    owner: str | None = None
+    group: str | None = None
+    mode: int | None = None
+
+    def __str__(self) -> str:
+        return f"lmtp:{self.address}" if self.lmtp else str(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """The server that takes what we let through, and what it speaks."""
+
+    address: Address
+    lmtp: bool = False
+
+    def __str__(self) -> str:
+        return f"lmtp:{self.address}" if self.lmtp else str(self.address)
+
+
+class OutTls(enum.Enum):
+    """How much TLS the next hop is asked for (the words are those of Postfix's smtp_tls_security_level)."""
+
+    OFF = "off"
+    MAY = "may"
+    ENCRYPT = "encrypt"
+    VERIFY = "verify"
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedClients:
+    """Those who may say who the client is: networks, and our own unix sockets by their paths."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    sockets: frozenset[str] = frozenset()
+
+    def include(self, host: str) -> bool:
+        """Tell whether the IP address ``host`` is in one of the networks."""
+        if not self.networks:
+            return False
+        address = ip_address(host)
+        return any(address in network for network in self.networks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ Python's backslash escapes; CRLF is added, except where the line ends with a bac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,14 +22,19 @@ from clamsmtpd.smtp.events import (
     CloseServer,
     Discard,
     Effect,
+    Identify,
     Inspect,
     Note,
+    Reconnect,
+    SecureClient,
+    SecureServer,
     Store,
     ToClient,
     ToServer,
     Transmit,
 )
-from clamsmtpd.smtp.relay import Relay
+from clamsmtpd.smtp.identity import Identity
+from clamsmtpd.smtp.relay import Relay, Terms
 from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop
 
 __all__ = ["GREETING", "MESSAGE", "play"]
@@ -118,6 +123,8 @@ def _show(effects: Iterable[Effect]) -> list[str]:
             merged[-1] = Store(last.text + effect.text)
         elif isinstance(effect, ToClient) and isinstance(last, ToClient):
             merged[-1] = ToClient(last.data + effect.data)
+        elif isinstance(effect, ToServer) and isinstance(last, ToServer):
+            merged[-1] = ToServer(last.data + effect.data)
         else:
             merged.append(effect)
     lines: list[str] = []
@@ -138,8 +145,19 @@ def _show(effects: Iterable[Effect]) -> list[str]:
                 names += [f"remote={_text(envelope.remote)}"] if envelope.remote else []
                 names += [f"helo={_text(envelope.remote_helo)}"] if envelope.remote_helo else []
                 lines.append(" ".join(["** inspect", *names, *(["stuffed"] if stuffed else [])]))
-            case Transmit(offset, added):
+            case Transmit(offset, added, before, after):
+                lines += [f"-> {_text(part)}" for part in before.split(b"\r\n")[:-1]]
                 lines.append(f"** transmit {offset} {_text(added)}".rstrip())
+                assert after == (b"" if before else b".\r\n")
+            case SecureClient():
+                lines.append("** secure client")
+            case SecureServer():
+                lines.append("** secure server")
+            case Reconnect():
+                lines.append("** reconnect")
+            case Identify(identity):
+                known = [f"{name}={getattr(identity, name)}" for name in ("address", "port", "name", "helo", "login")]
+                lines.append("** identify " + " ".join(item for item in known if not item.endswith("=None")))
             case CloseServer(abort):
                 lines.append("** abort server" if abort else "** close server")
             case CloseClient():
@@ -167,17 +185,19 @@ def _events(relay: Relay, step: _Step, size: int) -> Iterable[Callable[[], list[
         return [lambda: relay.decide(_DECISIONS[words[0]])]
     if name == "server-lost":
         return [lambda: relay.server_lost(" ".join(words))]
+    if name == "server-insecure":
+        return [lambda: relay.server_insecure(" ".join(words))]
     return [getattr(relay, name.replace("-", "_"))]
 
 
-def play(transcript: str, *, xclient: Mapping[bytes, bytes] | None = None) -> Relay:
+def play(transcript: str, terms: Terms | None = None, identity: Identity | None = None) -> Relay:
     """Act a dialogue out, in whole segments and octet by octet, and hold it against the transcript.
 
     Returns the relay of the last performance.
     """
     relay = Relay()
     for size in (1 << 20, 1, 7):
-        relay = Relay(xclient=xclient)
+        relay = Relay(terms, identity)
         for number, step in enumerate(_parse(transcript)):
             effects = [effect for event in _events(relay, step, size) for effect in event()]
             said = f"step {number} in pieces of {size}: {step.kind} {step.data!r}"

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import uvloop
 
 from clamsmtpd.config import load
+from clamsmtpd.listeners import Listener
 from clamsmtpd.server import Server
+from clamsmtpd.tls import Certificate
 
 __all__ = ["Clamd", "Client", "Hop", "World", "run", "world"]
 
@@ -194,7 +196,7 @@ async def world(
     config.write_text(
         "\n".join(
             [
-                "Listen: 127.0.0.1:10025",
+                *(() if any(line.startswith("Listen:") for line in lines) else ("Listen: 127.0.0.1:10025",)),
                 f"OutAddress: {out or f'127.0.0.1:{hop_port}'}",
                 f"ClamAddress: {clam(clamd_path)}",
                 f"TempDirectory: {spool}",
@@ -203,10 +205,11 @@ async def world(
         )
     )
     settings = load(str(config)).settings
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    port = listener.getsockname()[1]
+    sock = socket.create_server(("127.0.0.1", 0), backlog=128)
+    port = sock.getsockname()[1]
     stop = asyncio.Event()
-    server = Server(settings, [listener])
+    certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
+    server = Server(settings, [Listener(sock, settings.listen[0])], certificate)
     served = asyncio.ensure_future(server.serve(stop))
     await asyncio.sleep(0)
     here = World(hop, clamd, server, port, spool, stop, served)

@@ -9,7 +9,7 @@ import pytest
 
 from clamsmtpd import __version__, cli, daemon
 from clamsmtpd.config import Settings
-from clamsmtpd.values import Action, TcpAddress
+from clamsmtpd.values import Action, Listen, NextHop, TcpAddress
 
 
 class Started:
@@ -94,11 +94,11 @@ def test_old_flags_are_taken_with_a_warning_each(started: Started, config: str) 
     assert settings.clam_address == TcpAddress("192.0.2.1", 3310)
     assert settings.temp_directory == "/spool"
     assert settings.header == "X-A:b"
-    assert settings.listen == TcpAddress(None, 10030)
+    assert settings.listen == (Listen(TcpAddress(None, 10030)),)
     assert (settings.max_connections, settings.time_out) == (5, 6)
     assert settings.quarantine
     assert settings.debug_files
-    assert settings.out_address == TcpAddress("192.0.2.9", 26)
+    assert settings.out_address == NextHop(TcpAddress("192.0.2.9", 26))
     assert len(started.warnings) == 10
     for name in ("Action: bounce", "ClamAddress: 192.0.2.1", "Quarantine: on", "OutAddress: 192.0.2.9:26"):
         assert any(f"write {name} in " in warning for warning in started.warnings), name
@@ -133,7 +133,7 @@ def test_without_any_file_an_argument_is_enough(
 ) -> None:
     monkeypatch.setattr(cli, "DEFAULT_PATH", str(tmp_path / "none"))
     assert cli.main(["127.0.0.1:26"]) == 0
-    assert started.settings.out_address == TcpAddress("127.0.0.1", 26)
+    assert started.settings.out_address == NextHop(TcpAddress("127.0.0.1", 26))
     assert any("is missing; only the flags count" in warning for warning in started.warnings)
 
 

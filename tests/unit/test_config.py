@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clamsmtpd.config import SETTINGS, ConfigError, Settings, load
-from clamsmtpd.values import Action, TcpAddress, UnixAddress
+from clamsmtpd.values import Action, Listen, NextHop, OutTls, TcpAddress, TrustedClients, UnixAddress
 
 OUT = "OutAddress: 127.0.0.1:10026\n"
 
@@ -39,14 +40,19 @@ def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
         clam_address=UnixAddress("/var/run/clamav/clamd"),
         header="X-Virus-Scanned: ClamAV using ClamSMTP",
         keep_alives=0,
-        listen=TcpAddress(None, 10025),
+        listen=(Listen(TcpAddress(None, 10025)),),
         max_connections=64,
-        out_address=TcpAddress("127.0.0.1", 10026),
+        out_address=NextHop(TcpAddress("127.0.0.1", 10026)),
+        out_tls=OutTls.OFF,
         pid_file=None,
+        proxy_protocol=False,
         quarantine=False,
         temp_directory="/tmp",
         time_out=180,
+        tls_certificate=None,
+        tls_key=None,
         transparent_proxy=False,
+        trusted_clients=TrustedClients(),
         user=None,
         virus_action=None,
         xclient=False,
@@ -67,12 +73,40 @@ def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
         ("Header: X-Checked: by %i on %d \\r\\n\\tat %l", "header", "X-Checked: by %i on %d \\r\\n\\tat %l"),
         ("Header: Received: from %i", "header", "Received: from %i"),
         ("KeepAlives: 30", "keep_alives", 30),
-        ("Listen: 127.0.0.1", "listen", TcpAddress("127.0.0.1", 10025)),
-        ("Listen: [::1]:26", "listen", TcpAddress("::1", 26)),
+        ("Listen: 127.0.0.1", "listen", (Listen(TcpAddress("127.0.0.1", 10025)),)),
+        ("Listen: [::1]:26", "listen", (Listen(TcpAddress("::1", 26)),)),
+        ("Listen: lmtp:24", "listen", (Listen(TcpAddress(None, 24), lmtp=True),)),
+        ("Listen: LMTP: /run/in", "listen", (Listen(UnixAddress("/run/in"), lmtp=True),)),
+        (
+            "Listen: /run/a b mode=0660 Owner=postfix:mail",
+            "listen",
+            (Listen(UnixAddress("/run/a b"), owner="postfix", group="mail", mode=0o660),),
+        ),
+        ("Listen: /run/in owner=106", "listen", (Listen(UnixAddress("/run/in"), owner="106"),)),
+        ("Listen: /run/in mode=600", "listen", (Listen(UnixAddress("/run/in"), mode=0o600),)),
+        ("Listen: /run/owner=me/in", "listen", (Listen(UnixAddress("/run/owner=me/in")),)),
         ("MaxConnections: 5000", "max_connections", 5000),
-        ("OutAddress: mx.example.org", "out_address", TcpAddress("mx.example.org", 25)),
-        ("OutAddress: 10026", "out_address", TcpAddress(None, 10026)),
-        ("OutAddress: /run/mx", "out_address", UnixAddress("/run/mx")),
+        ("OutAddress: mx.example.org", "out_address", NextHop(TcpAddress("mx.example.org", 25))),
+        ("OutAddress: 10026", "out_address", NextHop(TcpAddress(None, 10026))),
+        ("OutAddress: /run/mx", "out_address", NextHop(UnixAddress("/run/mx"))),
+        ("OutAddress: lmtp:mx.example.org", "out_address", NextHop(TcpAddress("mx.example.org", 24), lmtp=True)),
+        ("OutAddress: Lmtp:/run/mx", "out_address", NextHop(UnixAddress("/run/mx"), lmtp=True)),
+        ("OutAddress: lmtp:26", "out_address", NextHop(TcpAddress(None, 26), lmtp=True)),
+        ("OutTLS: Verify", "out_tls", OutTls.VERIFY),
+        ("TLSCertificate: /etc/cert.pem", "tls_certificate", "/etc/cert.pem"),
+        ("TrustedClients:", "trusted_clients", TrustedClients()),
+        (
+            "TrustedClients: 192.0.2.1 10.0.0.0/8,2001:db8::/32 , [::1]",
+            "trusted_clients",
+            TrustedClients(
+                (ip_network("192.0.2.1"), ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"), ip_network("::1"))
+            ),
+        ),
+        (
+            "TrustedClients: ::ffff:192.0.2.0/120 ::/0",
+            "trusted_clients",
+            TrustedClients((ip_network("192.0.2.0/24"), ip_network("::/0"))),
+        ),
         ("PidFile: /run/clamsmtpd.pid", "pid_file", "/run/clamsmtpd.pid"),
         ("Quarantine: yes", "quarantine", True),
         ("Quarantine: T", "quarantine", True),
@@ -173,6 +207,32 @@ def test_a_relative_path_without_a_working_directory(tmp_path: Path, monkeypatch
         ("Quarantin: on", "FILE:2: Quarantin: is no setting; did you mean Quarantine?"),
         ("Whatever: on", "FILE:2: Whatever: is no setting; see clamsmtpd.conf(5) for those there are"),
         ("Wh\x1b[31m: on", "FILE:2: Wh?[31m: is no setting; see clamsmtpd.conf(5) for those there are"),
+        (
+            "Listen: 25 owner=mail",
+            "FILE:2: Listen: owner= and mode= are for unix sockets; give a full path, or leave them out",
+        ),
+        ("Listen: /in mode=0999", 'FILE:2: Listen: "0999" is no mode; give three or four octal digits, such as 0660'),
+        ("Listen: /in mode=1777", 'FILE:2: Listen: "1777" is no mode; give three or four octal digits, such as 0660'),
+        ("Listen: /in owner=a:b:c", 'FILE:2: Listen: "a:b:c" is no owner; give USER or USER:GROUP'),
+        ("Listen: /in mode=600 mode=666", 'FILE:2: Listen: "mode=" is given twice; give it once'),
+        ("OutTLS: on", 'FILE:2: OutTLS: "on" is not known; give off, may, encrypt or verify'),
+        ("TLSKey: /key", "FILE:2: TLSKey: is of no use alone; give TLSCertificate too"),
+        (
+            "TrustedClients: mx.example.org",
+            (
+                'FILE:2: TrustedClients: "mx.example.org" is no network; give IP addresses, networks such as '
+                "192.0.2.0/24, and paths of unix sockets"
+            ),
+        ),
+        (
+            "TrustedClients: 192.0.2.1/24",
+            'FILE:2: TrustedClients: "192.0.2.1/24" has bits behind its prefix; give 192.0.2.0/24',
+        ),
+        (
+            "TrustedClients: /in",
+            "FILE:2: TrustedClients: /in is none of our sockets; give a path that is in Listen",
+        ),
+        ("ProxyProtocol: on", "FILE:2: ProxyProtocol: nobody may use it; name the proxy in TrustedClients"),
         ("TransparentProxy: on", "FILE:1: OutAddress: does not go with TransparentProxy: on; leave one of them out"),
     ],
 )  # fmt: skip
@@ -201,13 +261,38 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_file_that_may_be_missing(tmp_path: Path) -> None:
     path = str(tmp_path / "missing")
     found = load(path, [("argument", "OutAddress", "26")], required=False)
-    assert found.settings.out_address == TcpAddress(None, 26)
+    assert found.settings.out_address == NextHop(TcpAddress(None, 26))
     assert found.warnings == (f"{path}: is missing; only the flags count",)
 
 
 def test_flags_beat_the_file(tmp_path: Path) -> None:
     found = read(tmp_path, f"{OUT}PidFile: /a\n", ("-p", "PidFile", "/b"), ("-m", "MaxConnections", "5"))
     assert (found.pid_file, found.max_connections) == ("/b", 5)
+
+
+def test_several_places_to_listen(tmp_path: Path) -> None:
+    text = f"{OUT}Listen: 25\nListen: lmtp:/run/in\nListen: 25\nListen: [::1]:26\n"
+    path = write(tmp_path, text)
+    found = load(str(path))
+    assert [str(place) for place in found.settings.listen] == ["25", "lmtp:/run/in", "[::1]:26"]
+    assert found.warnings == (f"{path}:4: Listen: 25 is given again; one of them is enough",)
+    assert read(tmp_path, text, ("-l", "Listen", "27")).listen == (Listen(TcpAddress(None, 27)),)
+
+
+def test_sockets_of_ours_may_be_trusted(tmp_path: Path) -> None:
+    found = read(tmp_path, f"{OUT}Listen: /run/in\nTrustedClients: /run/in 192.0.2.1\nProxyProtocol: on\n")
+    assert found.trusted_clients.sockets == {"/run/in"}
+    assert found.proxy_protocol
+
+
+def test_what_does_not_go_together(tmp_path: Path) -> None:
+    assert error(tmp_path, "OutAddress: /run/mx\nOutTLS: verify\n") == (
+        "FILE:2: OutTLS: a unix socket has no name to verify; give off, or a host in OutAddress"
+    )
+    assert error(tmp_path, "TransparentProxy: on\nTrustedClients: ::1\nProxyProtocol: on\n") == (
+        "FILE:3: ProxyProtocol: does not go with TransparentProxy: on; leave one of them out"
+    )
+    assert read(tmp_path, "OutTLS: verify\nTransparentProxy: on\n").out_tls is OutTls.VERIFY
 
 
 def test_a_bad_flag_is_named(tmp_path: Path) -> None:

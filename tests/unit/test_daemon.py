@@ -16,7 +16,9 @@ import pytest
 
 from clamsmtpd import __version__, daemon
 from clamsmtpd.config import Settings, load
-from clamsmtpd.values import Address, StartError, UnixAddress
+from clamsmtpd.listeners import Listener
+from clamsmtpd.tls import Certificate
+from clamsmtpd.values import Listen, StartError
 
 logger = logging.getLogger("clamsmtpd")
 
@@ -53,16 +55,18 @@ def serve_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
 
     def use(story: Story) -> None:
         class Server:
-            def __init__(self, _settings: Settings, sockets: Sequence[socket.socket]) -> None:
-                self._sockets = sockets
+            def __init__(
+                self, _settings: Settings, listeners: Sequence[Listener], _certificate: Certificate | None
+            ) -> None:
+                self._listeners = listeners
 
             async def serve(self, stop: asyncio.Event) -> None:
                 try:
                     if asyncio.iscoroutine(result := story(stop)):
                         await result
                 finally:
-                    for sock in self._sockets:
-                        sock.close()
+                    for listener in self._listeners:
+                        listener.socket.close()
 
         monkeypatch.setattr(daemon, "Server", Server)
 
@@ -258,9 +262,8 @@ def test_a_pid_file_that_is_a_symbolic_link(
 
 @pytest.mark.usefixtures("serve_as")
 def test_an_address_in_use(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    assert isinstance(settings.listen, UnixAddress)
     with socket.socket(socket.AF_UNIX) as living:
-        living.bind(settings.listen.path)
+        living.bind(str(settings.listen[0]))
         living.listen()
         assert os.strerror(errno.EADDRINUSE) in _fails(settings, capsys)
 
@@ -277,7 +280,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, serve_as: Callable[[Story], None]) ->
         done.append("find user")
         return name
 
-    def listen(_address: Address) -> list[socket.socket]:
+    def listen(_places: Sequence[Listen]) -> list[Listener]:
         done.append("listen")
         return []
 

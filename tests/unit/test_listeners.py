@@ -12,11 +12,17 @@ from pathlib import Path
 import pytest
 
 from clamsmtpd import listeners
-from clamsmtpd.listeners import listen
-from clamsmtpd.values import StartError, TcpAddress, UnixAddress
+from clamsmtpd.values import Address, Listen, StartError, TcpAddress, UnixAddress
 from tests.support.process import free_port
 
 MODULE = "clamsmtpd.listeners"
+
+
+def listen(
+    address: Address, owner: str | None = None, group: str | None = None, mode: int | None = None
+) -> list[socket.socket]:
+    """Listen on one address; return its sockets."""
+    return [listener.socket for listener in listeners.listen([Listen(address, owner=owner, group=group, mode=mode)])]
 
 
 def _connect(host: str, port: int) -> None:
@@ -101,7 +107,8 @@ def test_an_address_in_use_leaves_no_socket_behind(monkeypatch: pytest.MonkeyPat
         with pytest.raises(StartError) as caught:
             listen(TcpAddress("localhost", port))
         assert str(caught.value) == (
-            f"Listen: cannot listen on localhost:{port}: Address already in use; is another clamsmtpd running?"
+            f"Listen: cannot listen on localhost:{port}: Address already in use; "
+            "is another clamsmtpd running, or is it in another Listen line?"
         )
         assert len(os.listdir("/proc/self/fd")) == before
 
@@ -168,3 +175,70 @@ def test_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
 
 def test_the_queue_of_connections_is_long() -> None:
     assert listeners.BACKLOG >= 1024
+
+
+# Several places, owners and modes
+
+
+def test_several_places_each_with_its_protocol(path: Path) -> None:
+    port = free_port()
+    places = [Listen(TcpAddress("127.0.0.1", port)), Listen(UnixAddress(str(path)), lmtp=True)]
+    found = listeners.listen(places)
+    assert [listener.listen for listener in found] == places
+    assert found[0].socket.family == socket.AF_INET
+    assert found[1].socket.family == socket.AF_UNIX
+    for listener in found:
+        listener.socket.close()
+
+
+def test_all_addresses_of_both_families_on_two_lines() -> None:
+    port = free_port()
+    found = listeners.listen([Listen(TcpAddress("0.0.0.0", port)), Listen(TcpAddress("::", port))])
+    _connect("127.0.0.1", port)
+    _connect("::1", port)
+    for listener in found:
+        listener.socket.close()
+
+
+def test_one_place_that_fails_takes_the_others_along(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    port = free_port()
+    with pytest.raises(StartError, match="another Listen line"):
+        listeners.listen(
+            [Listen(UnixAddress(str(path))), Listen(TcpAddress(None, port)), Listen(TcpAddress("127.0.0.1", port))]
+        )
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not path.exists()
+
+
+def test_the_mode_of_a_socket(path: Path) -> None:
+    (sock,) = listen(UnixAddress(str(path)), mode=0o640)
+    with closing(sock):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.root
+def test_the_owner_of_a_socket(path: Path) -> None:
+    for owner, group, numbers in (("nobody", None, (65534, 0)), ("1", "2", (1, 2)), ("daemon", "nogroup", (1, 65534))):
+        (sock,) = listen(UnixAddress(str(path)), owner=owner, group=group, mode=0o600)
+        with closing(sock):
+            status = path.stat()
+            assert (status.st_uid, status.st_gid) == numbers
+            assert stat.S_IMODE(status.st_mode) == 0o600
+
+
+def test_an_owner_that_does_not_exist(path: Path) -> None:
+    with pytest.raises(StartError, match="there is no user nobody-here; give one that exists"):
+        listen(UnixAddress(str(path)), owner="nobody-here")
+    with pytest.raises(StartError, match="there is no group no-group-here; give one that exists"):
+        listen(UnixAddress(str(path)), group="no-group-here")
+
+
+def test_a_socket_that_cannot_be_given_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(f"{MODULE}.os.chown", forbidden)
+    with pytest.raises(StartError, match="Operation not permitted; only root can give a socket away"):
+        listen(UnixAddress(str(path)), owner="0")
+    assert not path.exists()

@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from clamsmtpd.peers import announcement, end_point, host_of, original_destination
+from clamsmtpd.peers import end_point, host_of, identify, original_destination
+from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.values import TcpAddress
 
 
@@ -42,16 +43,12 @@ def test_a_unix_socket_has_no_destination() -> None:
         assert original_destination(ours) is None
 
 
-def test_what_the_next_hop_is_told_about_a_client() -> None:
+def test_who_a_client_is_by_its_connection() -> None:
     client, local = TcpAddress("192.0.2.1", 4711), TcpAddress("2001:db8::1", 10025)
-    assert announcement(client, local) == {
-        b"NAME": b"[UNAVAILABLE]",
-        b"ADDR": b"192.0.2.1",
-        b"PORT": b"4711",
-        b"DESTADDR": b"IPV6:2001:db8::1",
-        b"DESTPORT": b"10025",
-    }
-    assert set(announcement(None, None).values()) == {b"[UNAVAILABLE]"}
+    assert identify(client, local) == Identity(
+        address="192.0.2.1", port=4711, destination="2001:db8::1", destination_port=10025
+    )
+    assert identify(None, None) == Identity()
 
 
 def test_an_address_without_its_port() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from clamsmtpd import server
+from clamsmtpd.listeners import Listener
 from tests.support.world import Client, World, run, world
 
 
@@ -71,14 +72,14 @@ class Reluctant(socket.socket):
 
 def reluctant(here: World, *errors: int) -> Reluctant:
     """Put a reluctant listener in place of the server's; it is the same socket."""
-    (listener,) = here.server._sockets
+    (listener,) = here.server._listeners
     loop = asyncio.get_running_loop()
-    loop.remove_reader(listener)
-    other = Reluctant(fileno=os.dup(listener.fileno()))
+    loop.remove_reader(listener.socket)
+    other = Reluctant(fileno=os.dup(listener.socket.fileno()))
     other.errors = list(errors)
-    listener.close()
-    here.server._sockets[:] = [other]
-    loop.add_reader(other, here.server._accept, other)
+    listener.socket.close()
+    here.server._listeners[:] = [Listener(other, listener.listen)]
+    loop.add_reader(other, here.server._accept, here.server._listeners[0])
     return other
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from clamsmtpd import policy
 from clamsmtpd.config import load
-from clamsmtpd.listeners import listen
+from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.server import Server
 from clamsmtpd.spool import Spool
-from clamsmtpd.values import Decision
+from clamsmtpd.values import Decision, Listen, TcpAddress
 from tests.support.world import Clamd, Client, Hop, run, world
 
 INFECTED = b"fd[1]: Eicar-Test FOUND\0"
@@ -263,7 +263,9 @@ def test_a_loop_is_noticed_and_ended(tmp_path: Path, caplog: pytest.LogCaptureFi
         port = listener.getsockname()[1]
         config.write_text(f"OutAddress: 127.0.0.1:{port}\n")
         stop = asyncio.Event()
-        served = asyncio.ensure_future(Server(load(str(config)).settings, [listener]).serve(stop))
+        served = asyncio.ensure_future(
+            Server(load(str(config)).settings, [Listener(listener, Listen(TcpAddress(None, 25)))]).serve(stop)
+        )
         await asyncio.sleep(0)
         client = Client(*await asyncio.open_connection("127.0.0.1", port))
         assert (await client.rest()).startswith(b"421 4.4.6 ")
@@ -284,7 +286,9 @@ def test_a_connection_that_was_not_redirected_cannot_be_proxied(
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         stop = asyncio.Event()
-        served = asyncio.ensure_future(Server(load(str(config)).settings, [listener]).serve(stop))
+        served = asyncio.ensure_future(
+            Server(load(str(config)).settings, [Listener(listener, Listen(TcpAddress(None, 25)))]).serve(stop)
+        )
         await asyncio.sleep(0)
         client = Client(*await asyncio.open_connection("127.0.0.1", listener.getsockname()[1]))
         assert (await client.rest()).startswith(b"421 4.4.6 ")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-__all__ = ["EndOfData", "HeaderSection", "unstuff"]
+__all__ = ["EndOfData", "HeaderSection", "Stuffing", "unstuff"]
 
 # Octets that can be part of an end of data, whatever a server takes for one.
 _EDGE = b"\0.\r\n"
@@ -26,21 +26,26 @@ _LONGEST_EDGE = 6
 class EndOfData:
     """Finds the end of a message in DATA (RFC 5321 section 4.1.1.4): CRLF . CRLF and nothing else.
 
-    ``stuffed`` turns true when a line starts with a dot, so that removing the dots (RFC 5321
-    section 4.5.2) changes the text. ``deceptive`` turns true when there is a lone dot between line
-    ends of which one is not CRLF: a server that is lenient there would end the message early and
-    read the rest as commands (SMTP smuggling).
+    ``dots`` counts the lines that start with a dot, which is one that is not the author's (RFC 5321
+    section 4.5.2). ``deceptive`` turns true
+    when there is a lone dot between line ends of which one is not CRLF: a server that is lenient there
+    would end the message early and read the rest as commands (SMTP smuggling).
     """
 
-    __slots__ = ("_edge", "_held", "deceptive", "stuffed")
+    __slots__ = ("_edge", "_held", "deceptive", "dots")
 
     def __init__(self) -> None:
         # The CRLF that ended the DATA command begins the first line of the text
         # (RFC 5321 section 4.1.1.4: it is part of the end of an empty message).
         self._edge = b"\r\n"
         self._held = b""
-        self.stuffed = False
+        self.dots = 0
         self.deceptive = False
+
+    @property
+    def stuffed(self) -> bool:
+        """Whether removing the dots changes the text."""
+        return self.dots > 0
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Take the next octets; return the text in them and what stands behind the end, if it came.
@@ -58,19 +63,19 @@ class EndOfData:
         else:
             # No end can lie across the border, so a chunk of many octets need not be copied.
             if held:
-                self.stuffed = True
+                self.dots += 1
                 self.deceptive = self.deceptive or held == b".\r"
             window = held + data if held else data
             begin = 0
         end = self._find_end(window)
         if end >= 0:
-            if window.find(b"\r\n.", 0, end) >= 0:
-                self.stuffed = True
+            self.dots += window.count(b"\r\n.", max(begin - 2, 0), end)
             return window[begin:end], window[end + 3 :]
         held = self._hold(window)
         stop = len(window) - len(held)
-        if not self.stuffed and window.find(b"\r\n.", 0, stop) >= 0:
-            self.stuffed = True
+        if b"." in window:
+            # Those in front of ``begin`` have been counted.
+            self.dots += window.count(b"\r\n.", max(begin - 2, 0), stop)
         if begin == 0 and not held:
             return window, None
         return window[begin:stop], None
@@ -197,6 +202,30 @@ class HeaderSection:
     @staticmethod
     def _undecided(window: bytes, at: int) -> bool:
         return len(window) - at <= _UNDECIDED_MAX and _UNDECIDED.match(window, at) is not None
+
+
+class Stuffing:
+    """Puts a dot in front of each line that starts with one (RFC 5321 section 4.5.2), piece by piece."""
+
+    __slots__ = ("_tail",)
+
+    def __init__(self) -> None:
+        # A line starts where the text does.
+        self._tail = b"\r\n"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text so far ends with a whole line, or is empty."""
+        return self._tail == b"\r\n"
+
+    def feed(self, text: bytes) -> bytes:
+        """Return the next octets as they go over the wire."""
+        if not text:
+            return b""
+        window = self._tail + text
+        known = len(self._tail)
+        self._tail = window[-2:]
+        return window.replace(b"\r\n.", b"\r\n..")[known:] if b"." in text else text
 
 
 def unstuff(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.values import Envelope
 
 __all__ = [
@@ -19,8 +20,12 @@ __all__ = [
     "CloseServer",
     "Discard",
     "Effect",
+    "Identify",
     "Inspect",
     "Note",
+    "Reconnect",
+    "SecureClient",
+    "SecureServer",
     "Store",
     "ToClient",
     "ToServer",
@@ -31,7 +36,8 @@ __all__ = [
 class Awaits(enum.Enum):
     """Whose move it is."""
 
-    GREETING = "the next hop's greeting"
+    GREETING = "the next hop to be ready"
+    HANDSHAKE = "the client's TLS handshake"
     COMMAND = "the client's next command"
     DATA = "the text of a message from the client"
     REPLY = "a reply of the next hop"
@@ -63,7 +69,7 @@ class BeginMessage:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Append ``text`` to the spool: octets as on the wire, dots stuffed."""
+    """Append ``text`` to the spool: octets as the next hop will get them."""
 
     text: bytes
 
@@ -77,8 +83,8 @@ class Discard:
 class Inspect:
     """The message is whole: judge it and answer with ``Relay.decide``.
 
-    ``stuffed`` says that some line starts with a dot, so that the text as the author wrote it
-    is not the text on the wire.
+    ``stuffed`` says that some line has a dot in front that is not its own, so that the text as the
+    author wrote it is not the text in the spool.
     """
 
     envelope: Envelope
@@ -87,7 +93,7 @@ class Inspect:
 
 @dataclass(frozen=True, slots=True)
 class Transmit:
-    """Send the spooled text, with ``field`` inserted at octet ``offset``, then the final dot.
+    """Send ``before``, the spooled text with ``field`` inserted at octet ``offset``, and ``after``.
 
     Once the last octet has been handed to the transport, the session calls
     ``Relay.transmitted``.
@@ -95,6 +101,33 @@ class Transmit:
 
     offset: int
     field: bytes
+    before: bytes = b""
+    after: bytes = b".\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class SecureClient:
+    """Begin TLS with the client, as its server; then call ``Relay.client_secured``.
+
+    Octets of the client's that come before the handshake belong to it and are no commands.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class SecureServer:
+    """Begin TLS with the next hop, as its client; then call ``Relay.server_secured``, or ``Relay.server_insecure``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """Give the connection to the next hop up without a word, and make another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identify:
+    """The client is somebody else than its connection says: whoever is trusted has told so."""
+
+    identity: Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,4 +159,19 @@ class Note:
     text: str
 
 
-Effect = ToClient | ToServer | BeginMessage | Store | Discard | Inspect | Transmit | CloseServer | CloseClient | Note
+Effect = (
+    ToClient
+    | ToServer
+    | BeginMessage
+    | Store
+    | Discard
+    | Inspect
+    | Transmit
+    | SecureClient
+    | SecureServer
+    | Reconnect
+    | Identify
+    | CloseServer
+    | CloseClient
+    | Note
+)

@@ -3,21 +3,23 @@
 Octets of both sides and decisions go in, effects come out. Every transition is in this file.
 
 A queue holds, for each command that the next hop still owes a reply for, what becomes of that reply:
-most go to the client, those to our own RSET, NOOP and XCLIENT do not. A command is sent only when
-nothing is owed any more, and the client's next line is read only then. So replies cannot overtake
-each other, whatever the client pipelines, and no 250 can be taken for another command's.
+most go to the client, those to our own RSET, NOOP, XCLIENT and XFORWARD do not. Nothing is sent while a reply is
+owed, but for the commands that may be pipelined (RFC 2920 section 3.1) to a next hop that takes that. Our own replies
+are made only when nothing is owed. So replies cannot overtake each other, whatever the client
+pipelines, and no 250 can be taken for another command's.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 from clamsmtpd.smtp import replies
-from clamsmtpd.smtp.body import EndOfData, HeaderSection
-from clamsmtpd.smtp.capabilities import filter_ehlo, xclient_attributes
+from clamsmtpd.smtp.body import Stuffing
+from clamsmtpd.smtp.capabilities import Offers, filter_ehlo
 from clamsmtpd.smtp.events import (
     Awaits,
     BeginMessage,
@@ -25,13 +27,19 @@ from clamsmtpd.smtp.events import (
     CloseServer,
     Discard,
     Effect,
+    Identify,
     Inspect,
     Note,
+    Reconnect,
+    SecureClient,
+    SecureServer,
     Store,
     ToClient,
     ToServer,
     Transmit,
 )
+from clamsmtpd.smtp.identity import Identity, IdentityError
+from clamsmtpd.smtp.message import Message
 from clamsmtpd.smtp.syntax import (
     AUTH_LINE_MAX,
     COMMAND_LINE_MAX,
@@ -40,13 +48,15 @@ from clamsmtpd.smtp.syntax import (
     Refused,
     Reply,
     ReplyReader,
+    has_parameter,
+    parse_chunk,
     parse_command,
     parse_path,
     parse_xforward,
 )
-from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Envelope
+from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Envelope, OutTls
 
-__all__ = ["ERRORS_MAX", "INPUT_MAX", "Relay"]
+__all__ = ["ERRORS_MAX", "INPUT_MAX", "OUTSTANDING_MAX", "Relay", "Terms"]
 
 #: Commands in a row that we refuse ourselves before the client is told 421. The next hop, which has a limit
 #: of its own, sees none of them.
@@ -55,102 +65,177 @@ ERRORS_MAX = 100
 #: Octets from the client that may wait in memory while it is not its turn.
 INPUT_MAX = 65536
 
+#: Replies that the next hop may owe us at once. More would only wait in the connection, and in our memory
+#: if the client does not read them.
+OUTSTANDING_MAX = 100
+
 _OnReply = Callable[[Reply], None]
 
 # Reply codes that change the course of the dialogue (RFC 5321 section 4.2.3, RFC 4954 section 4).
 _READY = 220
+_AUTHENTICATED = 235
 _AUTH_CONTINUES = 334
 _START_INPUT = 354
 _CLOSING = 421
 
-# RFC 3030 section 2: a chunk length has at most 20 digits.
-_DIGITS_MAX = 20
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the settings say about a dialogue.
+
+    ``lmtp_client``, ``lmtp_server``: that side speaks LMTP. ``announce``: tell the next hop who the client is by
+    XCLIENT. ``trusted``: the client may say by XCLIENT who it is. ``starttls``: there is a certificate to offer TLS
+    with.
+    """
+
+    lmtp_client: bool = False
+    lmtp_server: bool = False
+    announce: bool = False
+    trusted: bool = False
+    starttls: bool = False
+    out_tls: OutTls = OutTls.OFF
+
+    @property
+    def one_recipient(self) -> bool:
+        """Whether a message may have one recipient only.
+
+        LMTP gives a verdict for each recipient, and SMTP has room for one: were the message taken for one recipient
+        and not for another, no reply would be true, and one of them would get it twice or never.
+        """
+        return self.lmtp_server and not self.lmtp_client
 
 
 class _Phase(enum.Enum):
     """What the client's next octets are, or what keeps it waiting."""
 
+    PREPARING = (0, Awaits.GREETING)
     COMMAND = (1, None)
     AUTH = (2, None)
-    REFUSED_CHUNK = (3, None)
+    CHUNK = (3, Awaits.DATA)
     DATA = (4, Awaits.DATA)
     VERDICT = (5, Awaits.VERDICT)
     TRANSMISSION = (6, Awaits.TRANSMISSION)
     FINAL_REPLY = (7, Awaits.FINAL_REPLY)
-    CLOSED = (8, Awaits.NOTHING)
+    HANDSHAKE = (8, Awaits.HANDSHAKE)
+    CLOSED = (9, Awaits.NOTHING)
 
     def __init__(self, _number: int, awaits: Awaits | None) -> None:
         #: Whose move it is in this phase; None where it depends on what the next hop owes us.
         self.awaits = awaits
 
 
-# What a client may say before it has introduced itself, when XCLIENT is on: nothing in which the
-# next hop would mistake our address for the client's.
-_BEFORE_XCLIENT = frozenset({b"HELO", b"EHLO", b"NOOP", b"RSET", b"HELP", b"QUIT"})
+# What a client may say before it has introduced itself: nothing in which the next hop would mistake our
+# address for the client's (setting XClient), and nothing that was agreed on before TLS or XCLIENT.
+_BEFORE_HELLO = frozenset({b"HELO", b"EHLO", b"LHLO", b"NOOP", b"RSET", b"HELP", b"QUIT", b"XCLIENT", b"PROXY"})
+
+# What a client may pipeline without an end to it (RFC 2920 section 3.1, Postfix XFORWARD_README).
+_GROUPED = frozenset({b"MAIL", b"RCPT", b"RSET", b"XFORWARD"})
+
+# Ways for a message, or for the connection, past the scanner: known, and never passed on.
+_KNOWN = frozenset({b"BURL", b"XEXCH50", b"SEND", b"SOML", b"SAML", b"TURN", b"ATRN"})
+
+# What makes no sense between the chunks of a message (RFC 3030 section 2); for the next hop, the message has not
+# begun yet, so that it would see nothing wrong in them.
+_NOT_BETWEEN_CHUNKS = frozenset({b"MAIL", b"RCPT", b"DATA", b"AUTH", b"XFORWARD", b"ETRN"})
 
 
 class Relay:
     """One client, one next hop, from greeting to close.
 
-    ``xclient``: attributes of the client to announce to a next hop that offers XCLIENT, by name, values
-    encoded; None when XCLIENT is off. Each method returns the effects to perform, in order.
+    ``identity`` is who the client is, as far as its connection tells. Each method returns the effects to perform,
+    in order.
     """
 
     __slots__ = (
-        "_body",
+        "_announced",
+        "_announcing",
+        "_authenticated",
+        "_binary",
+        "_chunk_last",
+        "_chunk_left",
+        "_chunk_length",
+        "_chunk_refusal",
         "_client_gone",
         "_decision",
         "_draining",
         "_effects",
         "_errors",
-        "_failure",
-        "_greeted",
-        "_header",
+        "_extended",
+        "_forwarded",
+        "_forwarding",
+        "_grouped",
+        "_held",
         "_hello",
+        "_hello_due",
+        "_identity",
         "_input",
         "_input_ended",
+        "_message",
+        "_offers",
         "_owed",
         "_phase",
+        "_plain",
         "_reader",
         "_recipients",
         "_remote",
         "_said_421",
+        "_secure",
         "_sender",
         "_server_gone",
-        "_skip",
         "_stored",
+        "_terms",
         "_transaction",
-        "_xclient",
+        "_unanswered",
         "steps",
     )
 
-    def __init__(self, *, xclient: Mapping[bytes, bytes] | None = None) -> None:
+    def __init__(self, terms: Terms | None = None, identity: Identity | None = None) -> None:
         #: Counts complete commands and replies, so that a clock can tell progress from dribble.
         self.steps = 0
-        self._xclient = xclient
+        self._terms = terms = terms or Terms()
+        self._identity = identity or Identity()
         self._effects: list[Effect] = []
-        self._phase = _Phase.COMMAND
-        self._greeted = False
+        self._phase = _Phase.PREPARING
         self._draining = False
         self._client_gone = False
         self._server_gone = False
         self._said_421 = False
+        # The client's input, and a line of it whose turn has not come.
         self._input = CommandLines()
         self._input_ended = False
-        self._skip = 0
+        self._held: bytes | Refused | None = None
         self._errors = 0
+        # The next hop: what it owes, what it offers, whether TLS with it has failed.
         self._reader = ReplyReader()
         self._owed: deque[_OnReply] = deque([self._on_greeting])
+        self._grouped = False
+        self._offers = Offers()
+        self._plain = False
+        # The client's introduction, and what has been told of it.
         self._hello = b""
+        self._extended = False
+        self._hello_due = terms.announce
+        self._announced = not terms.announce
+        self._announcing: deque[bytes] = deque()
+        self._forwarded = False
+        self._forwarding: list[bytes] | None = None
+        self._secure = False
+        self._authenticated = False
+        # The transaction.
         self._transaction = False
+        self._binary = False
         self._sender = b""
         self._recipients: list[bytes] = []
         self._remote: dict[bytes, bytes | None] = {}
-        self._body = EndOfData()
-        self._header = HeaderSection()
+        # The message.
+        self._message: Message | None = None
         self._stored = False
-        self._failure = b""
         self._decision: Decision | None = None
+        self._unanswered = 0
+        self._chunk_length = 0
+        self._chunk_left = 0
+        self._chunk_last = False
+        self._chunk_refusal = b""
 
     # ---- what the session may ask -------------------------------------------------------------
 
@@ -160,14 +245,13 @@ class Relay:
         awaits = self._phase.awaits
         if awaits is not None and (awaits is not Awaits.VERDICT or self._decision is None):
             return awaits
-        if self._owed:
-            return Awaits.REPLY if self._greeted else Awaits.GREETING
-        return Awaits.COMMAND
+        return Awaits.REPLY if self._owed else Awaits.COMMAND
 
     @property
     def wants_input(self) -> bool:
         """Whether to go on reading from the client; false is backpressure."""
-        return len(self._input) < INPUT_MAX
+        # What comes between STARTTLS and the handshake is for the handshake to read.
+        return len(self._input) < INPUT_MAX and self._phase is not _Phase.HANDSHAKE
 
     @property
     def in_auth(self) -> bool:
@@ -199,6 +283,38 @@ class Relay:
             self._read_client()
         return self._take_effects()
 
+    def client_secured(self) -> list[Effect]:
+        """Learn that TLS with the client is in use: all that comes from now on has come through it."""
+        if self._phase is _Phase.HANDSHAKE:
+            self.steps += 1
+            self._phase = _Phase.COMMAND
+            self._secure = True
+            # RFC 3207 section 4.2: nothing that was said before counts any more.
+            self._hello_due = True
+            self._forget_envelope()
+            self._read_client()
+        return self._take_effects()
+
+    def server_secured(self) -> list[Effect]:
+        """Learn that TLS with the next hop is in use."""
+        if self._phase is _Phase.PREPARING:
+            self.steps += 1
+            self._greet()
+        return self._take_effects()
+
+    def server_insecure(self, reason: str) -> list[Effect]:
+        """Learn that the TLS handshake with the next hop has failed."""
+        if self._phase is _Phase.PREPARING:
+            self._add(Note(f"next hop: {reason}"))
+            if self._terms.out_tls is OutTls.MAY:
+                self._plain = True
+                self._reader = ReplyReader()
+                self._owed.append(self._on_greeting)
+                self._add(Reconnect())
+            else:
+                self._close(replies.NEXT_HOP_INSECURE)
+        return self._take_effects()
+
     def client_lost(self) -> list[Effect]:
         """Learn that nothing can be said to the client any more."""
         self._client_gone = self._input_ended = True
@@ -228,8 +344,7 @@ class Relay:
 
     def storage_failed(self) -> list[Effect]:
         """Learn that the spool could not take the text: read the rest of the message, keep nothing."""
-        self._failure = self._failure or replies.CANNOT_STORE
-        self._discard()
+        self._fail(replies.CANNOT_STORE)
         if self.awaits is Awaits.VERDICT:
             # It was the last of the text, and nobody will judge what is not there.
             self._decision = Defer()
@@ -255,8 +370,8 @@ class Relay:
 
     def keep_alive(self) -> list[Effect]:
         """Keep the next hop awake while a message is received and scanned (setting KeepAlives)."""
-        waiting = self._phase is _Phase.DATA or self.awaits is Awaits.VERDICT
-        if waiting and not self._owed and not self._server_gone:
+        waiting = self.awaits in (Awaits.DATA, Awaits.VERDICT, Awaits.COMMAND)
+        if waiting and self._message is not None and not self._owed and not self._server_gone:
             self._ask(b"NOOP\r\n", self._on_own_noop)
         return self._take_effects()
 
@@ -272,6 +387,8 @@ class Relay:
         awaited = self.awaits
         if awaited in (Awaits.COMMAND, Awaits.DATA):
             self._close(replies.CLIENT_TIMED_OUT)
+        elif awaited is Awaits.HANDSHAKE:
+            self._close(linger=False)
         elif awaited not in (Awaits.VERDICT, Awaits.NOTHING):
             self._add(Note(f"timed out waiting for {awaited.value}"))
             self._lose_server(self._lost_reply())
@@ -286,45 +403,113 @@ class Relay:
                 if not self._input:
                     break
                 self._read_text()
-            elif self._phase is _Phase.REFUSED_CHUNK:
-                if not self._input:
+            elif self._phase is _Phase.CHUNK:
+                if self._chunk_left and not self._input:
                     break
-                self._read_refused_chunk()
-            elif self.awaits is not Awaits.COMMAND or not self._read_line():
+                self._read_chunk()
+            elif not self._may_read_line() or not self._read_line():
                 break
         # All input has been used, and there will be no more: not of a command, nor of a text.
         if self._input_ended and self.awaits in (Awaits.COMMAND, Awaits.DATA):
             self._close(linger=False)
 
+    def _may_read_line(self) -> bool:
+        if self._owed:
+            return self._phase is _Phase.COMMAND and self._grouped and len(self._owed) < OUTSTANDING_MAX
+        return self._phase in (_Phase.COMMAND, _Phase.AUTH)
+
     def _read_line(self) -> bool:
-        if self._draining and not self._transaction:
+        """Take the client's next command; false when there is none, or when it has to wait."""
+        if self._draining and not self._transaction and not self._owed:
             self._close(replies.SHUTTING_DOWN)
             return False
         in_auth = self._phase is _Phase.AUTH
-        line = self._input.next(AUTH_LINE_MAX if in_auth else COMMAND_LINE_MAX)
+        line, self._held = self._held, None
         if line is None:
-            return False
-        self.steps += 1
+            line = self._input.next(AUTH_LINE_MAX if in_auth else COMMAND_LINE_MAX)
+            if line is None:
+                return False
+            self.steps += 1
         if in_auth:
             self._phase = _Phase.COMMAND
             # A line that must not be passed on cancels the dialogue, as the client itself may do
             # (RFC 4954 section 4). What the next hop says to that is the one reply to it.
             self._ask(b"*\r\n" if isinstance(line, Refused) else line + b"\r\n", self._on_auth, secret=True)
-        elif isinstance(line, Refused):
-            self._refuse(replies.COMMAND_TOO_LONG if line.too_long else replies.FORBIDDEN_OCTET)
-        else:
-            self._dispatch(line)
+            return True
+        if not isinstance(line, Refused):
+            return self._dispatch(line)
+        if self._owed:
+            self._held = line
+            return False
+        self._refuse(replies.COMMAND_TOO_LONG if line.too_long else replies.FORBIDDEN_OCTET)
         return True
 
-    def _dispatch(self, line: bytes) -> None:
+    def _dispatch(self, line: bytes) -> bool:
+        """Carry a command out; false when its turn has not come, because it cannot be pipelined."""
         verb, argument = parse_command(line)
         handler = self._HANDLERS.get(verb)
         if handler is None:
-            self._refuse(replies.COMMAND_UNKNOWN)
-        elif self._xclient is not None and verb not in _BEFORE_XCLIENT:
-            self._refuse(replies.HELLO_FIRST)
+            objection = replies.COMMAND_REFUSED if verb in _KNOWN else replies.COMMAND_UNKNOWN
+        else:
+            objection = self._objection(verb, argument)
+        if self._owed and (objection or verb not in _GROUPED):
+            self._held = line
+            return False
+        if objection or handler is None:
+            self._refuse(objection)
         else:
             handler(self, line + b"\r\n", argument)
+        return True
+
+    def _objection(self, verb: bytes, argument: bytes) -> bytes:
+        """Return our own refusal of a command; nothing if it may be carried out."""
+        if verb == b"BDAT":
+            # Whatever is wrong with it, its octets must be read (RFC 3030 section 2).
+            return b""
+        if self._hello_due and verb not in _BEFORE_HELLO:
+            return replies.HELLO_FIRST
+        if self._message is not None and verb in _NOT_BETWEEN_CHUNKS:
+            return replies.CHUNKS_BEGUN
+        objection = self._OBJECTIONS.get(verb)
+        return objection(self, argument) if objection else b""
+
+    def _objection_to_hello(self, _argument: bytes) -> bytes:
+        return replies.WRONG_HELLO if self._terms.lmtp_client else b""
+
+    def _objection_to_lhlo(self, _argument: bytes) -> bytes:
+        return b"" if self._terms.lmtp_client else replies.WRONG_HELLO
+
+    def _objection_to_mail(self, argument: bytes) -> bytes:
+        if has_parameter(argument, b"BODY=BINARYMIME") and not self._offers.binarymime:
+            return replies.BINARY_NOT_AVAILABLE
+        return b""
+
+    def _objection_to_data(self, argument: bytes) -> bytes:
+        if argument:
+            return replies.ARGUMENT_NOT_ALLOWED
+        return self._objection_to_text() or (replies.BINARY_NEEDS_BDAT if self._binary else b"")
+
+    def _objection_to_text(self) -> bytes:
+        """Return what is wrong with a message now, whether it comes by DATA or by BDAT."""
+        if not self._transaction:
+            return replies.MAIL_FIRST
+        if not self._recipients:
+            return replies.NO_RECIPIENTS_LMTP if self._terms.lmtp_client else replies.NO_RECIPIENTS
+        return b""
+
+    def _objection_to_starttls(self, argument: bytes) -> bytes:
+        if not self._terms.starttls:
+            return replies.COMMAND_REFUSED
+        if argument:
+            return replies.ARGUMENT_NOT_ALLOWED
+        return replies.ALREADY_SECURE if self._secure else self._objection_to_start()
+
+    def _objection_to_xclient(self, _argument: bytes) -> bytes:
+        return self._objection_to_start() if self._terms.trusted else replies.XCLIENT_REFUSED
+
+    def _objection_to_start(self) -> bytes:
+        """Object to what takes the dialogue back to its start: the next hop would go on in the midst of it."""
+        return replies.IN_TRANSACTION if self._transaction or self._authenticated else b""
 
     def _refuse(self, reply: bytes) -> None:
         """Refuse a command that the next hop does not get to see."""
@@ -337,59 +522,120 @@ class Relay:
     def _do_plain(self, line: bytes, _argument: bytes) -> None:
         self._ask(line, self._pass_on)
 
-    def _do_unavailable(self, _line: bytes, _argument: bytes) -> None:
-        self._refuse(replies.COMMAND_REFUSED)
-
-    def _do_xclient(self, _line: bytes, _argument: bytes) -> None:
-        self._refuse(replies.XCLIENT_REFUSED)
-
-    def _do_ehlo(self, line: bytes, _argument: bytes) -> None:
-        self._hello = line
-        self._ask(line, self._on_ehlo)
-
     def _do_helo(self, line: bytes, argument: bytes) -> None:
-        self._hello = line
-        if self._xclient is None:
-            self._ask(line, self._on_helo)
-        else:
+        self._introduce(line, argument, extended=False)
+
+    def _do_ehlo(self, line: bytes, argument: bytes) -> None:
+        self._introduce(line, argument, extended=True)
+
+    def _introduce(self, line: bytes, name: bytes, *, extended: bool) -> None:
+        self._abandon_chunks()
+        self._hello = name
+        self._extended = extended
+        if not self._announced:
             # Only EHLO tells whether the next hop offers XCLIENT.
-            self._ask(b"EHLO %b\r\n" % argument, self._on_ehlo_for_xclient)
+            self._ask(self._greeting_verb(extended=True) + line[4:], self._on_hello_for_xclient)
+        else:
+            self._repeat_hello()
+
+    def _greeting_verb(self, *, extended: bool) -> bytes:
+        if self._terms.lmtp_server:
+            return b"LHLO"
+        return b"EHLO" if extended else b"HELO"
+
+    def _repeat_hello(self) -> None:
+        """Introduce the client to the next hop."""
+        verb = self._greeting_verb(extended=self._extended)
+        self._ask(b"%b %b\r\n" % (verb, self._hello) if self._hello else verb + b"\r\n", self._on_hello)
 
     def _do_mail(self, line: bytes, argument: bytes) -> None:
+        if self._forward_first():
+            # Its turn comes behind our own command: at once if the next hop takes pipelining.
+            self._held = line.removesuffix(b"\r\n")
+            return
+
         def on_reply(reply: Reply) -> None:
             if reply.positive:
                 self._transaction = True
+                self._binary = has_parameter(argument, b"BODY=BINARYMIME")
                 self._sender = parse_path(argument, b"FROM")
                 self._recipients = []
             self._pass_on(reply)
 
-        self._ask(line, on_reply)
+        self._ask(line, on_reply, grouped=True)
+
+    def _forward_first(self) -> bool:
+        """Tell the next hop's log by XFORWARD who the client is, if we have learnt it; tell whether a command was sent.
+
+        Not if the client sends an XFORWARD of its own, nor if XCLIENT has told already.
+        """
+        if self._forwarding is None:
+            wanted = self._identity.learnt and not self._forwarded and not self._terms.announce
+            protocol = b"ESMTP" if self._extended else b"SMTP"
+            lines = self._identity.xforward(self._offers.xforward, helo=self._hello, protocol=protocol)
+            self._forwarding = lines if wanted else []
+        if not self._forwarding:
+            return False
+        self._ask(self._forwarding.pop(0), self._on_own_xforward, grouped=True)
+        return True
 
     def _do_rcpt(self, line: bytes, argument: bytes) -> None:
+        if self._terms.one_recipient and self._recipients:
+            # No error of the client's: it is asked to take it up again later.
+            self._say(replies.ONE_RECIPIENT)
+            return
+
         def on_reply(reply: Reply) -> None:
             if reply.positive:
                 self._recipients.append(parse_path(argument, b"TO"))
             self._pass_on(reply)
 
-        self._ask(line, on_reply)
+        self._ask(line, on_reply, grouped=True)
 
-    def _do_data(self, line: bytes, argument: bytes) -> None:
-        if argument:
-            self._refuse(replies.DATA_WITH_ARGUMENT)
-        elif self._recipients:
-            self._phase = _Phase.DATA
-            self._body = EndOfData()
-            self._header = HeaderSection()
-            self._failure = b""
-            self._decision = None
-            self._stored = True
-            self._add(BeginMessage())
-            self._say(replies.START_INPUT)
-        else:
-            self._ask(line, self._on_data_without_recipient)
+    def _do_data(self, _line: bytes, _argument: bytes) -> None:
+        self._begin_message(Message(limit=self._offers.size))
+        self._phase = _Phase.DATA
+        self._say(replies.START_INPUT)
+
+    def _do_bdat(self, _line: bytes, argument: bytes) -> None:
+        chunk = parse_chunk(argument)
+        if chunk is None:
+            # RFC 3030 section 2: the octets follow the command without waiting for a reply. If their
+            # number cannot be read, nobody knows where the next command starts.
+            self._close(replies.BDAT_LENGTH_UNKNOWN)
+            return
+        length, last = chunk
+        self._phase = _Phase.CHUNK
+        self._chunk_length = self._chunk_left = length
+        self._chunk_last = last is True
+        objection = replies.HELLO_FIRST if self._hello_due else self._objection_to_text()
+        if last is None:
+            objection = replies.BDAT_WITH_MORE
+        self._chunk_refusal = objection
+        if not self._transaction:
+            return
+        if self._message is None:
+            self._begin_message(Message(chunked=True, raw=self._offers.chunking, limit=self._offers.size))
+        if objection:
+            # A message must not go on without this chunk, whatever comes behind it.
+            self._fail(objection)
+        elif self._message is not None and self._message.would_be_too_large(length):
+            self._fail(replies.TOO_LARGE)
 
     def _do_rset(self, line: bytes, _argument: bytes) -> None:
-        self._ask(line, self._on_rset)
+        had_chunks = self._abandon_chunks()
+        self._forwarding = None
+
+        def on_reply(reply: Reply) -> None:
+            if reply.positive:
+                self._forget_envelope()
+            elif had_chunks:
+                # For the next hop the transaction goes on, and the message in it has lost its beginning.
+                self._break_off(f"answered RSET with {_show(reply)}")
+                return
+            self._pass_on(reply)
+
+        self._ask(line, on_reply, grouped=True)
 
     def _do_quit(self, line: bytes, _argument: bytes) -> None:
         self._ask(line, self._on_quit)
@@ -398,61 +644,117 @@ class Relay:
         self._ask(line, self._on_auth, secret=True)
 
     def _do_xforward(self, line: bytes, argument: bytes) -> None:
+        self._forwarded = True
+
         def on_reply(reply: Reply) -> None:
             if reply.positive:
                 self._remote.update(parse_xforward(argument))
             self._pass_on(reply)
 
-        self._ask(line, on_reply)
+        self._ask(line, on_reply, grouped=True)
 
-    def _do_bdat(self, _line: bytes, argument: bytes) -> None:
-        length = argument.split(b" ", 1)[0]
-        # RFC 3030 section 2: the octets follow the command without waiting for a reply. If their
-        # number cannot be read, nobody knows where the next command starts.
-        if not length.isdigit() or len(length) > _DIGITS_MAX:
-            self._close(replies.BDAT_LENGTH_UNKNOWN)
+    def _do_starttls(self, _line: bytes, _argument: bytes) -> None:
+        # RFC 3207 section 4: commands behind it came in plain text, from whoever was on the way (CVE-2011-0411).
+        self._input.take_all()
+        self._say(replies.START_TLS)
+        self._phase = _Phase.HANDSHAKE
+        self._add(SecureClient())
+
+    def _do_xclient(self, _line: bytes, argument: bytes) -> None:
+        try:
+            self._identity = self._identity.taking(argument)
+        except IdentityError as error:
+            self._refuse(replies.bad_attribute(str(error)))
             return
-        self._skip = int(length)
-        if self._skip:
-            self._phase = _Phase.REFUSED_CHUNK
-        self._refuse(replies.COMMAND_REFUSED)
+        # As if it had just connected (Postfix XCLIENT_README).
+        self._forget_envelope()
+        self._hello_due = True
+        self._announced = not self._terms.announce
+        self._add(Identify(self._identity))
+        self._say(replies.greeting(lmtp=self._terms.lmtp_client))
 
-    def _read_refused_chunk(self) -> None:
-        data = self._input.take_all()
-        if len(data) < self._skip:
-            self._skip -= len(data)
-        else:
-            self._input.feed(data[self._skip :])
-            self._phase = _Phase.COMMAND
+    def _do_proxy(self, _line: bytes, _argument: bytes) -> None:
+        # No SMTP at all, but what every connection of a proxy begins with that nobody here trusts. To go on would
+        # take that proxy for the client.
+        self._add(Note("PROXY protocol from a client that is not among TrustedClients, or without ProxyProtocol: on"))
+        self._close(replies.PROXY_REFUSED)
 
     # ---- the message --------------------------------------------------------------------------
 
+    def _begin_message(self, message: Message) -> None:
+        self._message = message
+        self._decision = None
+        self._stored = True
+        self._add(BeginMessage())
+
     def _read_text(self) -> None:
-        text, rest = self._body.feed(self._input.take_all())
-        if text and not self._failure:
-            self._header.feed(text)
-            self._add(Store(text))
-        if rest is None:
+        message = self._message
+        assert message is not None  # noqa: S101 - what makes the phase DATA makes the message
+        text, rest = message.feed(self._input.take_all())
+        self._store(message, text)
+        if rest is not None:
+            self._input.feed(rest)
+            self._end_message(message)
+
+    def _read_chunk(self) -> None:
+        data = self._input.take(self._chunk_left)
+        self._chunk_left -= len(data)
+        message = self._message
+        if message is not None and not message.failure:
+            self._store(message, message.feed_chunk(data))
+        if self._chunk_left:
             return
-        self._input.feed(rest)
+        self._phase = _Phase.COMMAND
+        if message is None:
+            self._refuse(self._chunk_refusal)
+        elif self._chunk_last:
+            self._store(message, message.finish_chunks())
+            self._end_message(message)
+        else:
+            self.steps += 1
+            self._say(message.failure or replies.chunk_taken(self._chunk_length))
+            if message.failure:
+                message.failure = replies.CHUNK_REFUSED_BEFORE
+        if self._server_gone and self._phase is _Phase.COMMAND:
+            self._close(replies.NEXT_HOP_LOST)
+
+    def _store(self, message: Message, text: bytes) -> None:
+        if message.failure or not text:
+            return
+        if message.too_large:
+            self._fail(replies.TOO_LARGE)
+        else:
+            self._add(Store(text))
+
+    def _fail(self, reply: bytes) -> None:
+        """Give up the message at hand, with the first reason there is, and read the rest of it."""
+        message = self._message
+        if message is not None:
+            message.failure = message.failure or reply
+        self._discard()
+
+    def _end_message(self, message: Message) -> None:
+        """Have a message judged that is whole, or answer for one that cannot be taken."""
         self.steps += 1
         self._phase = _Phase.VERDICT
-        if self._body.deceptive and not self._failure:
+        # RFC 2033 section 4.2: LMTP answers for each recipient, and for BDAT LAST as for the final dot.
+        self._unanswered = max(len(self._recipients), 1) if self._terms.lmtp_client else 1
+        if message.deceptive and not message.failure:
             self._add(Note("message refused: a dot stands between line ends that are not CRLF"))
-            self._failure = replies.DECEPTIVE_END
-        if self._failure:
+            message.failure = replies.DECEPTIVE_END
+        if message.failure:
             self._decision = Defer()
             self._carry_out()
         else:
-            self._add(Inspect(self._envelope(), self._body.stuffed))
+            self._add(Inspect(self._envelope(), message.stuffed))
 
     def _carry_out(self) -> None:
         """Do what was decided about the message, once the next hop owes us nothing."""
-        decision = self._decision
-        if self._phase is not _Phase.VERDICT or decision is None or self._owed:
+        decision, message = self._decision, self._message
+        if self._phase is not _Phase.VERDICT or decision is None or message is None or self._owed:
             return
-        if self._failure:
-            self._finish_message(self._failure)
+        if message.failure:
+            self._finish_message(message.failure)
         elif isinstance(decision, Drop):
             self._finish_message(replies.VIRUS_DROPPED)
         elif isinstance(decision, Bounce):
@@ -461,30 +763,50 @@ class Relay:
             self._finish_message(replies.SCAN_FAILED)
         elif self._server_gone:
             self._finish_message(replies.NEXT_HOP_LOST_MESSAGE)
+        elif message.raw:
+            # One chunk: the next hop has the whole message or nothing of it (RFC 3030 section 2).
+            self._errors = 0
+            self._transmit(message, decision)
         else:
             self._ask(b"DATA\r\n", self._on_data)
 
+    def _transmit(self, message: Message, decision: Deliver) -> None:
+        field = decision.field
+        if field and message.header.blank_first:
+            field += b"\r\n"
+        offset = message.header.top if decision.on_top else message.header.end
+        self._phase = _Phase.TRANSMISSION
+        self._owed.extend([self._on_final_reply] * (len(self._recipients) if self._terms.lmtp_server else 1))
+        if message.raw:
+            self._add(Transmit(offset, field, b"BDAT %d LAST\r\n" % (message.length + len(field)), b""))
+        else:
+            self._add(Transmit(offset, Stuffing().feed(field)))
+
+    def _answer(self, reply: bytes) -> None:
+        """Say the reply to the whole message, to as many recipients as have none yet."""
+        self._say(reply * self._unanswered)
+        self._unanswered = 0
+
     def _finish_message(self, reply: bytes) -> None:
-        """Give the client its one reply about a message of which the next hop took no text."""
-        self._say(reply)
-        self._discard()
-        self._phase = _Phase.COMMAND
-        self._forget_envelope()
+        """Give the client its reply about a message of which the next hop took no text."""
+        self._answer(reply)
+        self._end_transaction()
         if self._server_gone:
             self._close(replies.NEXT_HOP_LOST)
         else:
             self._ask(b"RSET\r\n", self._on_own_rset)
 
+    def _end_transaction(self) -> None:
+        self._discard()
+        self._message = None
+        self._phase = _Phase.COMMAND
+        self._forget_envelope()
+
     def _on_data(self, reply: Reply) -> None:
         """Take the answer to DATA for a message that is to be delivered."""
-        decision = self._decision
-        if reply.code == _START_INPUT and isinstance(decision, Deliver):
-            field = decision.field
-            if field and self._header.blank_first:
-                field += b"\r\n"
-            self._phase = _Phase.TRANSMISSION
-            self._owed.append(self._on_final_reply)
-            self._add(Transmit(self._header.top if decision.on_top else self._header.end, field))
+        decision, message = self._decision, self._message
+        if reply.code == _START_INPUT and isinstance(decision, Deliver) and message is not None:
+            self._transmit(message, decision)
         elif reply.negative:
             self._add(Note(f"next hop refused DATA: {_show(reply)}"))
             self._finish_message(reply.encode())
@@ -493,7 +815,7 @@ class Relay:
             self._break_off(f"answered DATA with {_show(reply)}")
 
     def _on_final_reply(self, reply: Reply) -> None:
-        """Take the answer to the whole message."""
+        """Take an answer to the whole message: the one of SMTP, or one of LMTP's."""
         early = self._phase is _Phase.TRANSMISSION
         if not reply.negative and (early or not reply.positive):
             when = "before the end" if early else "to the end"
@@ -501,35 +823,28 @@ class Relay:
             return
         if reply.negative:
             self._add(Note(f"next hop refused the message: {_show(reply)}"))
-        self._say(reply.encode())
+        if self._owed and not early:
+            # There is one more of them for each recipient, and so there is for the client.
+            self._say(reply.encode())
+            self._unanswered -= 1
+            return
+        self._answer(reply.encode())
         if early or self._client_gone:
             # Refused while the text was still going out: whatever we send next could be read as text.
             self._close(None if self._client_gone else replies.NEXT_HOP_LOST)
         else:
-            self._discard()
-            self._phase = _Phase.COMMAND
-            self._forget_envelope()
-
-    def _on_data_without_recipient(self, reply: Reply) -> None:
-        """Take the answer to DATA when there is nobody to deliver to."""
-        if reply.code == _START_INPUT:
-            # RFC 2920 section 3.1: end the text at once. Nobody can get it, and the refusal that
-            # follows is what the client must hear.
-            self._ask(b".\r\n", self._on_empty_text)
-        elif reply.negative:
-            self._pass_on(reply)
-        else:
-            self._break_off(f"answered DATA with {_show(reply)}")
-
-    def _on_empty_text(self, reply: Reply) -> None:
-        self._forget_envelope()
-        self._say(reply.encode() if reply.negative else replies.NO_RECIPIENTS)
+            self._end_transaction()
 
     # ---- the next hop's replies ---------------------------------------------------------------
 
-    def _ask(self, command: bytes, on_reply: _OnReply, *, secret: bool = False) -> None:
-        """Send a command to the next hop, which owes us nothing; ``on_reply`` gets the reply."""
+    def _ask(self, command: bytes, on_reply: _OnReply, *, secret: bool = False, grouped: bool = False) -> None:
+        """Send a command to the next hop; ``on_reply`` gets the reply.
+
+        ``grouped``: others of its kind may be sent before the reply comes, if the next hop takes that. Otherwise
+        nothing is owed when it is sent, and nothing is sent until its reply is here.
+        """
         self._errors = 0
+        self._grouped = grouped and self._offers.pipelining and not self._terms.one_recipient
         self._owed.append(on_reply)
         self._add(ToServer(command, secret))
 
@@ -567,66 +882,103 @@ class Relay:
             self._break_off(f"asked for more with {_show(reply)}")
 
     def _on_greeting(self, reply: Reply) -> None:
-        if reply.code == _READY:
-            self._greeted = True
-            self._say(replies.greeting())
-        elif reply.negative:
+        if reply.negative:
             self._close(reply.encode())
-        else:
+        elif reply.code != _READY:
             self._break_off(f"greeted with {_show(reply)}")
-
-    def _on_helo(self, reply: Reply) -> None:
-        if reply.positive:
-            self._forget_envelope()
-            self._say(replies.hello())
+        elif self._terms.out_tls is OutTls.OFF or self._plain:
+            self._greet()
         else:
-            self._pass_on(reply)
+            verb = self._greeting_verb(extended=True)
+            self._ask(b"%b %b\r\n" % (verb, replies.NAME), self._on_own_hello)
 
-    def _on_ehlo(self, reply: Reply) -> None:
+    def _on_own_hello(self, reply: Reply) -> None:
+        if reply.positive and Offers.read(reply.lines).starttls:
+            self._ask(b"STARTTLS\r\n", self._on_starttls)
+        else:
+            self._go_without_tls("does not offer STARTTLS")
+
+    def _on_starttls(self, reply: Reply) -> None:
+        if reply.code != _READY:
+            self._go_without_tls(f"refused STARTTLS: {_show(reply)}")
+        elif self._reader:
+            # Replies that came in plain text, from whoever is on the way, and would be taken for those to come.
+            self._break_off("sent something behind its reply to STARTTLS")
+        else:
+            self._add(SecureServer())
+
+    def _go_without_tls(self, what_it_did: str) -> None:
+        if self._terms.out_tls is OutTls.MAY:
+            self._greet()
+        else:
+            self._add(Note(f"next hop {what_it_did}"))
+            self._close(replies.NEXT_HOP_INSECURE)
+
+    def _greet(self) -> None:
+        """Let the dialogue begin: the next hop is ready."""
+        self._phase = _Phase.COMMAND
+        self._say(replies.greeting(lmtp=self._terms.lmtp_client))
+        self._read_client()
+
+    def _on_hello(self, reply: Reply) -> None:
         if not reply.positive:
             self._pass_on(reply)
-        elif not self._send_xclient(reply):
-            self._forget_envelope()
-            self._say(filter_ehlo(reply.lines))
+            return
+        self._forget_envelope()
+        self._hello_due = False
+        extended = self._extended or self._terms.lmtp_server
+        self._offers = Offers.read(reply.lines) if extended else Offers()
+        if not self._extended:
+            self._say(replies.hello())
+            return
+        ours = filter_ehlo(
+            reply.lines,
+            starttls=self._terms.starttls and not self._secure,
+            xclient=self._terms.trusted,
+            one_recipient=self._terms.one_recipient,
+        )
+        self._say(ours)
 
-    def _on_ehlo_for_xclient(self, reply: Reply) -> None:
-        if not reply.positive or not self._send_xclient(reply):
-            self._xclient = None
-            self._ask(self._hello, self._on_helo)
-
-    def _send_xclient(self, ehlo: Reply) -> bool:
-        """Announce the client, if that is wanted and not yet done; tell whether a command was sent."""
-        if self._xclient is None:
-            return False
-        offered = xclient_attributes(ehlo.lines)
-        known = [b"%b=%b" % item for item in self._xclient.items() if item[0] in (offered or ())]
-        if not known:
+    def _on_hello_for_xclient(self, reply: Reply) -> None:
+        """Announce the client, if the next hop takes that, before it is introduced by its name."""
+        offered = Offers.read(reply.lines).xclient if reply.positive else frozenset()
+        protocol = b"ESMTP" if self._extended else b"SMTP"
+        self._announcing = deque(self._identity.xclient(offered, helo=self._hello, protocol=protocol))
+        if self._announcing:
+            self._ask(self._announcing.popleft(), self._on_xclient)
+        elif reply.positive or not self._extended:
             self._add(Note("next hop does not offer XCLIENT; it takes the filter's address for the client's"))
-            self._xclient = None
-            return False
-        self._ask(b"XCLIENT %b\r\n" % b" ".join(known), self._on_xclient)
-        return True
-
-    def _on_xclient(self, reply: Reply) -> None:
-        if reply.positive:
-            # It has gone back to its greeting (Postfix XCLIENT_README) and must hear the name again.
-            self._xclient = None
-            self._ask(self._hello, self._on_helo if self._hello[:1] in b"hH" else self._on_ehlo)
+            self._announced = True
+            if self._extended:
+                self._on_hello(reply)
+            else:
+                self._repeat_hello()
         else:
-            # It refuses this client. The attributes are kept: no later command gets past this.
             self._pass_on(reply)
 
+    def _on_xclient(self, reply: Reply) -> None:
+        if not reply.positive:
+            # It refuses this client. Nothing was announced: no later command gets past this.
+            self._pass_on(reply)
+        elif self._announcing:
+            self._ask(self._announcing.popleft(), self._on_xclient)
+        else:
+            # It has gone back to its greeting (Postfix XCLIENT_README) and must hear the name again.
+            self._announced = True
+            self._repeat_hello()
+
+    def _on_own_xforward(self, _reply: Reply) -> None:
+        # It only changes what the next hop logs: a refusal is no reason to refuse mail.
+        return
+
     def _on_auth(self, reply: Reply) -> None:
+        if reply.code == _AUTHENTICATED:
+            self._authenticated = True
         if reply.code == _AUTH_CONTINUES:
             self._phase = _Phase.AUTH
             self._say(reply.encode())
         else:
             self._pass_on(reply)
-
-    def _on_rset(self, reply: Reply) -> None:
-        if reply.positive:
-            self._forget_envelope()
-        self._pass_on(reply)
 
     def _on_quit(self, reply: Reply) -> None:
         self._close(reply.encode(), linger=False)
@@ -643,7 +995,7 @@ class Relay:
     # ---- the end ------------------------------------------------------------------------------
 
     def _lost_reply(self) -> bytes:
-        return replies.NEXT_HOP_LOST if self._greeted else replies.NEXT_HOP_UNREACHABLE
+        return replies.NEXT_HOP_UNREACHABLE if self._phase is _Phase.PREPARING else replies.NEXT_HOP_LOST
 
     def _break_off(self, what_it_did: str) -> None:
         """Give a next hop up that cannot be understood any more."""
@@ -655,14 +1007,13 @@ class Relay:
         self._server_gone = True
         self._owed.clear()
         self._add(CloseServer(abort=self._phase is _Phase.TRANSMISSION))
-        if self._phase is _Phase.DATA:
-            self._failure = self._failure or replies.NEXT_HOP_LOST_MESSAGE
-            self._discard()
+        if self._phase in (_Phase.DATA, _Phase.CHUNK):
+            self._fail(replies.NEXT_HOP_LOST_MESSAGE)
         elif self._phase is _Phase.VERDICT:
             self._carry_out()
         else:
             if self._phase in (_Phase.TRANSMISSION, _Phase.FINAL_REPLY):
-                self._say(replies.NEXT_HOP_LOST_MESSAGE)
+                self._answer(replies.NEXT_HOP_LOST_MESSAGE)
             self._close(reply)
 
     def _close(self, reply: bytes | None = None, *, linger: bool = True) -> None:
@@ -683,9 +1034,19 @@ class Relay:
             self._stored = False
             self._add(Discard())
 
+    def _abandon_chunks(self) -> bool:
+        """Throw the chunks of a message away that has not ended; tell whether there were any."""
+        had_chunks = self._message is not None
+        self._message = None
+        self._discard()
+        return had_chunks
+
     def _forget_envelope(self) -> None:
         """Return to the state after EHLO (RFC 5321 section 4.1.1.5)."""
         self._transaction = False
+        self._binary = False
+        self._forwarded = False
+        self._forwarding = None
         self._sender = b""
         self._recipients = []
         # Postfix sends XFORWARD anew for each message and forgets it with the envelope.
@@ -715,28 +1076,34 @@ class Relay:
     _HANDLERS: ClassVar[dict[bytes, Callable[[Relay, bytes, bytes], None]]] = {
         b"HELO": _do_helo,
         b"EHLO": _do_ehlo,
+        b"LHLO": _do_ehlo,
         b"MAIL": _do_mail,
         b"RCPT": _do_rcpt,
         b"DATA": _do_data,
+        b"BDAT": _do_bdat,
         b"RSET": _do_rset,
         b"QUIT": _do_quit,
         b"AUTH": _do_auth,
+        b"STARTTLS": _do_starttls,
         b"XFORWARD": _do_xforward,
+        b"XCLIENT": _do_xclient,
+        b"PROXY": _do_proxy,
         b"NOOP": _do_plain,
         b"VRFY": _do_plain,
         b"EXPN": _do_plain,
         b"HELP": _do_plain,
         b"ETRN": _do_plain,
-        b"XCLIENT": _do_xclient,
-        b"BDAT": _do_bdat,
-        b"BURL": _do_unavailable,
-        b"STARTTLS": _do_unavailable,
-        b"XEXCH50": _do_unavailable,
-        b"SEND": _do_unavailable,
-        b"SOML": _do_unavailable,
-        b"SAML": _do_unavailable,
-        b"TURN": _do_unavailable,
-        b"ATRN": _do_unavailable,
+    }
+
+    # What is refused before a command gets any further, by verb.
+    _OBJECTIONS: ClassVar[dict[bytes, Callable[[Relay, bytes], bytes]]] = {
+        b"HELO": _objection_to_hello,
+        b"EHLO": _objection_to_hello,
+        b"LHLO": _objection_to_lhlo,
+        b"MAIL": _objection_to_mail,
+        b"DATA": _objection_to_data,
+        b"STARTTLS": _objection_to_starttls,
+        b"XCLIENT": _objection_to_xclient,
     }
 
 

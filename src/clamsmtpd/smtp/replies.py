@@ -7,32 +7,49 @@ Each is one line, with the enhanced status code of RFC 3463 where the basic code
 from __future__ import annotations
 
 __all__ = [
+    "ALREADY_SECURE",
+    "ARGUMENT_NOT_ALLOWED",
     "BDAT_LENGTH_UNKNOWN",
+    "BDAT_WITH_MORE",
+    "BINARY_NEEDS_BDAT",
+    "BINARY_NOT_AVAILABLE",
     "CANNOT_STORE",
+    "CHUNKS_BEGUN",
+    "CHUNK_REFUSED_BEFORE",
     "CLIENT_LEFT",
     "CLIENT_TIMED_OUT",
     "COMMAND_REFUSED",
     "COMMAND_TOO_LONG",
     "COMMAND_UNKNOWN",
-    "DATA_WITH_ARGUMENT",
     "DECEPTIVE_END",
     "FORBIDDEN_OCTET",
     "HELLO_FIRST",
+    "IN_TRANSACTION",
     "LOOP",
+    "MAIL_FIRST",
     "NAME",
     "NEXT_HOP_CONFUSED",
+    "NEXT_HOP_INSECURE",
     "NEXT_HOP_LOST",
     "NEXT_HOP_LOST_MESSAGE",
     "NEXT_HOP_UNREACHABLE",
     "NO_RECIPIENTS",
+    "NO_RECIPIENTS_LMTP",
+    "ONE_RECIPIENT",
+    "PROXY_REFUSED",
     "SCAN_FAILED",
     "SHUTTING_DOWN",
     "START_INPUT",
+    "START_TLS",
+    "TOO_LARGE",
     "TOO_MANY_CONNECTIONS",
     "TOO_MANY_ERRORS",
     "VIRUS_BOUNCED",
     "VIRUS_DROPPED",
+    "WRONG_HELLO",
     "XCLIENT_REFUSED",
+    "bad_attribute",
+    "chunk_taken",
     "greeting",
     "hello",
 ]
@@ -41,6 +58,7 @@ __all__ = [
 #: on the same host would believe that it talks to itself and call it a mail loop.
 NAME = b"clamsmtpd.localdomain"
 
+START_TLS = b"220 2.0.0 Ready to start TLS\r\n"
 START_INPUT = b"354 End data with <CR><LF>.<CR><LF>\r\n"
 
 VIRUS_DROPPED = b"250 2.0.0 Virus found; message discarded\r\n"
@@ -50,15 +68,30 @@ SCAN_FAILED = b"451 4.3.0 Virus scan not possible now; try again later\r\n"
 CANNOT_STORE = b"451 4.3.1 Message cannot be stored now; try again later\r\n"
 CLIENT_LEFT = b"451 4.4.2 Connection closed before the reply to the message; nothing delivered\r\n"
 NEXT_HOP_LOST_MESSAGE = b"451 4.4.2 Connection to the next hop was lost; try again later\r\n"
+TOO_LARGE = b"552 5.3.4 Message is larger than the next hop takes\r\n"
 DECEPTIVE_END = b"550 5.6.0 Message holds a dot between line ends that are not CRLF\r\n"
 
 COMMAND_UNKNOWN = b"500 5.5.1 Command not recognized\r\n"
 COMMAND_REFUSED = b"502 5.5.1 Command not available through this filter\r\n"
 COMMAND_TOO_LONG = b"500 5.5.2 Line too long\r\n"
 FORBIDDEN_OCTET = b"500 5.5.2 Commands end with CRLF and hold no NUL, CR or LF\r\n"
-DATA_WITH_ARGUMENT = b"501 5.5.4 DATA takes no argument\r\n"
+ARGUMENT_NOT_ALLOWED = b"501 5.5.4 This command takes no argument\r\n"
+WRONG_HELLO = b"500 5.5.1 LHLO is for LMTP, HELO and EHLO are for SMTP\r\n"
 HELLO_FIRST = b"503 5.5.1 Send HELO or EHLO first\r\n"
+MAIL_FIRST = b"503 5.5.1 Send MAIL first\r\n"
+IN_TRANSACTION = b"503 5.5.1 Not within a transaction, and not after AUTH\r\n"
+ALREADY_SECURE = b"503 5.5.1 TLS is in use already\r\n"
 NO_RECIPIENTS = b"554 5.5.1 No valid recipients\r\n"
+# RFC 2033 section 4.2 names this code.
+NO_RECIPIENTS_LMTP = b"503 5.5.1 No valid recipients\r\n"
+# RFC 5321 section 4.5.3.1.10: the client sends the others in another transaction.
+ONE_RECIPIENT = b"452 4.5.3 One recipient a message; send the message again for the others\r\n"
+BDAT_WITH_MORE = b"501 5.5.4 BDAT takes a length and LAST, and nothing else\r\n"
+BINARY_NEEDS_BDAT = b"503 5.5.1 BODY=BINARYMIME goes with BDAT only\r\n"
+BINARY_NOT_AVAILABLE = b"555 5.5.4 BODY=BINARYMIME is not offered here\r\n"
+CHUNKS_BEGUN = b"503 5.5.1 Not between the chunks of a message\r\n"
+CHUNK_REFUSED_BEFORE = b"503 5.5.1 A chunk of this message was refused; send RSET\r\n"
+PROXY_REFUSED = b"421 4.7.0 PROXY protocol is not allowed from here; closing\r\n"
 XCLIENT_REFUSED = b"550 5.7.0 XCLIENT is not allowed from here\r\n"
 
 # RFC 5321 section 3.8: 421 may answer any command, and the connection closes behind it.
@@ -68,14 +101,25 @@ SHUTTING_DOWN = b"421 4.3.2 Service shutting down; try again later\r\n"
 TOO_MANY_CONNECTIONS = b"421 4.3.2 Too many connections; try again later\r\n"
 NEXT_HOP_UNREACHABLE = b"421 4.4.1 Next hop cannot be reached; try again later\r\n"
 NEXT_HOP_LOST = b"421 4.4.2 Connection to the next hop was lost; try again later\r\n"
+NEXT_HOP_INSECURE = b"421 4.7.4 Next hop offers no TLS that is good enough; try again later\r\n"
 NEXT_HOP_CONFUSED = b"421 4.3.0 Next hop gave an answer out of order; try again later\r\n"
 CLIENT_TIMED_OUT = b"421 4.4.2 Timed out waiting for you; closing\r\n"
 LOOP = b"421 4.4.6 Connection loops back to this filter; closing\r\n"
 
 
-def greeting() -> bytes:
-    """Return the first line of the dialogue (RFC 5321 section 4.2)."""
-    return b"220 %b ESMTP\r\n" % NAME
+def greeting(*, lmtp: bool = False) -> bytes:
+    """Return the first line of the dialogue (RFC 5321 section 4.2, RFC 2033 section 4)."""
+    return b"220 %b %b\r\n" % (NAME, b"LMTP" if lmtp else b"ESMTP")
+
+
+def chunk_taken(octets: int) -> bytes:
+    """Return the reply to a chunk that is not the last (RFC 3030 section 2)."""
+    return b"250 2.0.0 %d octets received\r\n" % octets
+
+
+def bad_attribute(why: str) -> bytes:
+    """Return the reply to an XCLIENT that cannot be understood; ``why`` may hold octets of the client's."""
+    return b"501 5.5.4 %b\r\n" % why.encode("ascii", "replace")
 
 
 def hello() -> bytes:

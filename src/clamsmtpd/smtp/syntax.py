@@ -13,6 +13,9 @@ __all__ = [
     "Refused",
     "Reply",
     "ReplyReader",
+    "decode_xtext",
+    "has_parameter",
+    "parse_chunk",
     "parse_command",
     "parse_path",
     "parse_xforward",
@@ -69,6 +72,13 @@ class CommandLines:
         data = self._data[self._at :]
         self._data = b""
         self._at = 0
+        return data
+
+    def take(self, octets: int) -> bytes:
+        """Take out as many of the next ``octets`` as are there."""
+        end = min(self._at + octets, len(self._data))
+        data = self._data[self._at : end]
+        self._at = end
         return data
 
     def next(self, limit: int) -> bytes | Refused | None:
@@ -147,11 +157,36 @@ def parse_path(argument: bytes, keyword: bytes) -> bytes:
     return path
 
 
+def has_parameter(argument: bytes, parameter: bytes) -> bool:
+    """Tell whether the argument of MAIL has ``parameter``, as in ``BODY=BINARYMIME``, behind its path."""
+    # A quoted local part may hold the same characters; to take one for the parameter only refuses a message.
+    return parameter in argument.upper().split()
+
+
+# RFC 3030 section 2: a chunk length has at most twenty digits.
+_CHUNK = re.compile(rb"([0-9]{1,20})(?:[ \t]+(.*))?")
+
+
+def parse_chunk(argument: bytes) -> tuple[int, bool | None] | None:
+    """Return the length in octets in the argument of BDAT, and whether this is the last chunk.
+
+    The second item is None when there is something else behind the length. None without a length that can be
+    read: nobody knows where the next command starts then.
+    """
+    match = _CHUNK.fullmatch(argument)
+    if match is None:
+        return None
+    word = match.group(2)
+    if word is None:
+        return int(match.group(1)), False
+    return int(match.group(1)), True if word.upper() == b"LAST" else None
+
+
 _HEX_PAIR = re.compile(rb"\+([0-9A-Fa-f]{2})")
 
 
-def _decode_xtext(value: bytes) -> bytes:
-    """Undo the quoting of RFC 3461 section 4."""
+def decode_xtext(value: bytes) -> bytes:
+    """Undo the quoting of RFC 3461 section 4; what is not quoted stays as it is."""
     return _HEX_PAIR.sub(lambda pair: bytes((int(pair.group(1), 16),)), value)
 
 
@@ -175,7 +210,7 @@ def parse_xforward(argument: bytes) -> dict[bytes, bytes | None]:
         name, equals, value = word.partition(b"=")
         if not equals:
             continue
-        decoded = _decode_xtext(value)
+        decoded = decode_xtext(value)
         if name.upper() == b"ADDR" and decoded[:5].upper() == b"IPV6:":
             decoded = decoded[5:]
         unknown = value.upper() in (b"", b"[UNAVAILABLE]", b"[TEMPUNAVAIL]")
@@ -236,6 +271,10 @@ class ReplyReader:
         self._code = 0
         self._lines: list[bytes] = []
         self._size = 0
+
+    def __bool__(self) -> bool:
+        """Whether octets are left that no reply has used."""
+        return bool(self._lines) or self._at < len(self._data)
 
     def feed(self, data: bytes) -> None:
         """Append octets from the next hop."""

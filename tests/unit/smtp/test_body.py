@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamsmtpd.smtp.body import EndOfData, HeaderSection, unstuff
+from clamsmtpd.smtp.body import EndOfData, HeaderSection, Stuffing, unstuff
 
 #: Octets that can be part of an end, and some that cannot.
 TRICKY = st.lists(
@@ -242,3 +242,37 @@ def test_one_dot_is_removed_from_each_line_that_starts_with_one(wire: bytes, pla
 def test_dots_are_removed_the_same_in_every_cutting(data: st.DataObject) -> None:
     wire = data.draw(TRICKY)
     assert b"".join(unstuff(data.draw(cuttings(wire)))) == (b"\r\n" + wire).replace(b"\r\n.", b"\r\n")[2:]
+
+
+@pytest.mark.parametrize(
+    ("text", "wire", "ended"),
+    [
+        (b"", b"", True),
+        (b".", b"..", False),
+        (b"a.\r\n.b\r\n", b"a.\r\n..b\r\n", True),
+        (b"\r\n.\r\n..", b"\r\n..\r\n...", False),
+        (b"a\n.\nb\r", b"a\n.\nb\r", False),
+    ],
+)
+def test_dots_are_put_in(text: bytes, wire: bytes, ended: bool) -> None:
+    for size in (len(text) or 1, 1):
+        stuffing = Stuffing()
+        assert b"".join(stuffing.feed(text[at : at + size]) for at in range(0, len(text), size)) == wire
+        assert stuffing.feed(b"") == b""
+        assert stuffing.ended is ended
+
+
+@given(st.lists(st.text("a.\r\n").map(str.encode)))
+def test_stuffed_dots_come_out_again(pieces: list[bytes]) -> None:
+    stuffing = Stuffing()
+    wire = [stuffing.feed(piece) for piece in pieces]
+    assert b"".join(unstuff(wire)) == b"".join(pieces)
+
+
+def test_dots_are_counted() -> None:
+    for size in (100, 1):
+        end = EndOfData()
+        text = b".a\r\n..\r\nb.\r\n.c\r\n"
+        for at in range(0, len(text), size):
+            end.feed(text[at : at + size])
+        assert end.dots == 3

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clamsmtpd.smtp.events import CloseServer, Discard, Effect, Inspect, Store, ToClient, ToServer, Transmit
-from clamsmtpd.smtp.relay import Relay
+from clamsmtpd.smtp.identity import Identity
+from clamsmtpd.smtp.relay import Relay, Terms
 from clamsmtpd.values import Decision, Defer, Deliver, Drop
 
 FIELD = b"X-Scanned: yes\r\n"
@@ -21,6 +22,7 @@ FIELD = b"X-Scanned: yes\r\n"
 class Hop:
     """A next hop with habits. ``delivered`` holds its envelopes and texts."""
 
+    chunking: bool = False
     delivered: list[tuple[bytes, list[bytes], bytes]] = field(default_factory=list)
     sender: bytes | None = None
     recipients: list[bytes] = field(default_factory=list)
@@ -30,7 +32,7 @@ class Hop:
         match verb.upper():
             case b"EHLO":
                 self.reset()
-                return b"250-hop\r\n250-PIPELINING\r\n250 SIZE\r\n"
+                return b"250-hop\r\n250-PIPELINING\r\n%b250 SIZE\r\n" % (b"250-CHUNKING\r\n" if self.chunking else b"")
             case b"MAIL" if self.sender is None and b"bad" not in argument:
                 self.sender = argument
                 return b"250-2.1.0\r\n250 ok\r\n"
@@ -76,45 +78,106 @@ def insert(text: bytes) -> bytes:
     return text[:at] + FIELD + (b"\r\n" if blank_first else b"") + text[at:]
 
 
-def slow_relay(octets: bytes, hop: Hop) -> bytes:
-    """Serve a client that sends ``octets`` and reads all answers, in the plainest way; return those."""
-    said = b"220 clamsmtpd.localdomain ESMTP\r\n"
-    lines = octets.split(b"\r\n")
-    lines.pop()
-    recipients = False
-    while lines:
-        line = lines.pop(0)
-        verb = line.split(b" ")[0].upper()
-        if verb == b"DATA" and recipients:
-            said += b"354 End data with <CR><LF>.<CR><LF>\r\n"
-            if b"." not in lines:
-                return said
-            end = lines.index(b".")
-            text = b"".join(part + b"\r\n" for part in lines[:end])
-            del lines[: end + 1]
-            recipients = False
-            decision = judge(text)
-            if isinstance(decision, Deliver):
-                hop.answer(b"DATA")
-                said += hop.take(insert(text))
-            else:
-                hop.answer(b"RSET")
-                said += (
-                    b"250 2.0.0 Virus found; message discarded\r\n"
-                    if isinstance(decision, Drop)
-                    else b"451 4.3.0 Virus scan not possible now; try again later\r\n"
-                )
-        elif verb not in (b"EHLO", b"MAIL", b"RCPT", b"RSET", b"DATA", b"NOOP", b"QUIT"):
-            said += b"500 5.5.1 Command not recognized\r\n"
+REFUSED = {
+    Drop: b"250 2.0.0 Virus found; message discarded\r\n",
+    Defer: b"451 4.3.0 Virus scan not possible now; try again later\r\n",
+}
+
+
+class SlowRelay:
+    """Serves a client that sends ``octets`` and reads all answers, in the plainest way; ``said`` are those."""
+
+    def __init__(self, octets: bytes, hop: Hop) -> None:
+        self.octets = octets
+        self.hop = hop
+        self.said = b"220 clamsmtpd.localdomain ESMTP\r\n"
+        self.chunks: bytes | None = None
+        self.refused = False
+        self.greeted = False
+        while (line := self.line()) is not None and self.serve(line):
+            pass
+
+    def line(self) -> bytes | None:
+        line, end, rest = self.octets.partition(b"\r\n")
+        if not end:
+            return None
+        self.octets = rest
+        return line
+
+    def serve(self, line: bytes) -> bool:
+        hop = self.hop
+        verb, *words = line.upper().split(b" ")
+        if verb == b"BDAT":
+            return self.chunk(int(words[0]), last=words[1:] == [b"LAST"])
+        if verb not in (b"EHLO", b"MAIL", b"RCPT", b"RSET", b"DATA", b"NOOP", b"QUIT"):
+            self.said += b"500 5.5.1 Command not recognized\r\n"
+        elif (self.chunks is not None or self.refused) and verb in (b"MAIL", b"RCPT", b"DATA"):
+            self.said += b"503 5.5.1 Not between the chunks of a message\r\n"
+        elif verb == b"DATA":
+            return self.data()
         else:
             answer = hop.answer(line)
+            if verb in (b"EHLO", b"RSET"):
+                self.chunks, self.refused = None, False
             if verb == b"EHLO":
-                answer = b"250-clamsmtpd.localdomain\r\n250 SIZE\r\n"
-            recipients = bool(hop.recipients)
-            said += answer
-            if verb == b"QUIT":
-                break
-    return said
+                self.greeted = True
+                answer = b"250-clamsmtpd.localdomain\r\n250-PIPELINING\r\n250-CHUNKING\r\n250 SIZE\r\n"
+            self.said += answer
+        return verb != b"QUIT"
+
+    def data(self) -> bool:
+        if refusal := self.refusal():
+            self.said += refusal
+            return True
+        self.said += b"354 End data with <CR><LF>.<CR><LF>\r\n"
+        text = b""
+        while (line := self.line()) != b".":
+            if line is None:
+                return False
+            text += line + b"\r\n"
+        self.finish(text)
+        return True
+
+    def chunk(self, size: int, *, last: bool) -> bool:
+        refusal = self.refusal()
+        chunk, self.octets = self.octets[:size], self.octets[size:]
+        if len(chunk) < size:
+            return False
+        if self.hop.sender is None:
+            self.said += refusal
+            return True
+        if self.refused:
+            refusal = b"503 5.5.1 A chunk of this message was refused; send RSET\r\n"
+        elif not refusal:
+            self.chunks = (self.chunks or b"") + chunk
+        if refusal:
+            self.refused = not last
+            self.said += refusal
+            if last:
+                self.hop.answer(b"RSET")
+        elif last:
+            text = self.chunks or b""
+            self.chunks = None
+            if not (self.hop.chunking and self.greeted):
+                text += b"" if text.endswith(b"\r\n") or not text else b"\r\n"
+                text = b"\r\n".join(b"." + line if line[:1] == b"." else line for line in text.split(b"\r\n"))
+            self.finish(text)
+        else:
+            self.said += b"250 2.0.0 %d octets received\r\n" % size
+        return True
+
+    def refusal(self) -> bytes:
+        if self.hop.sender is None:
+            return b"503 5.5.1 Send MAIL first\r\n"
+        return b"" if self.hop.recipients else b"554 5.5.1 No valid recipients\r\n"
+
+    def finish(self, text: bytes) -> None:
+        decision = judge(text)
+        if isinstance(decision, Deliver):
+            self.said += self.hop.take(insert(text))
+        else:
+            self.hop.answer(b"RSET")
+            self.said += REFUSED[type(decision)]
 
 
 class Network:
@@ -147,9 +210,11 @@ class Network:
                     self.text = b""
                 case Inspect():
                     self.perform(self.relay.decide(judge(self.text)))
-                case Transmit(offset, added):
+                case Transmit(offset, added, before):
+                    text = self.text[:offset] + added + self.text[offset:]
+                    assert before in (b"", b"BDAT %d LAST\r\n" % len(text))
                     self.perform(self.relay.transmitted())
-                    self.to_relay.append(self.hop.take(self.text[:offset] + added + self.text[offset:]))
+                    self.to_relay.append(self.hop.take(text))
                 case CloseServer():
                     self.closed = True
 
@@ -187,21 +252,39 @@ TEXTS = st.lists(
     ),
     max_size=6,
 )
-TRANSACTION = st.tuples(st.lists(LINES, max_size=4), TEXTS).map(
-    lambda parts: [
-        *parts[0],
-        *((b"MAIL FROM:<s@t>", b"RCPT TO:<r@t>", b"DATA", *parts[1], b".") if len(parts[0]) % 2 else (b"DATA",)),
-    ]
-)
-SESSIONS = st.lists(TRANSACTION, max_size=4).map(lambda parts: [line for part in parts for line in part])
+ENVELOPE = b"MAIL FROM:<s@t>\r\nRCPT TO:<r@t>\r\n"
 
 
-@settings(max_examples=400)
-@given(SESSIONS, st.lists(st.integers(1, 40), min_size=1, max_size=12), st.booleans())
-def test_the_relay_agrees_with_a_slow_one(lines: list[bytes], sizes: list[int], quits: bool) -> None:
-    octets = b"".join(line + b"\r\n" for line in [*lines, *([b"QUIT"] if quits else [])])
-    slow_hop, hop = Hop(), Hop()
-    expected = slow_relay(octets, slow_hop)
+def by_data(text: list[bytes]) -> bytes:
+    return b"".join(line + b"\r\n" for line in [b"DATA", *text, b"."])
+
+
+@st.composite
+def by_chunks(draw: st.DrawFn) -> bytes:
+    text = b"\r\n".join(draw(TEXTS))
+    chunks: list[bytes] = []
+    while text and len(chunks) < 4:
+        size = draw(st.integers(0, len(text)))
+        chunks.append(text[:size])
+        text = text[size:]
+    chunks.append(text)
+    ends = [b"" for _ in chunks]
+    ends[-1] = draw(st.sampled_from([b" LAST", b" LAST", b" LAST", b""]))
+    return b"".join(b"BDAT %d%b\r\n%b" % (len(chunk), end, chunk) for chunk, end in zip(chunks, ends, strict=True))
+
+
+COMMANDS = st.lists(LINES, max_size=4).map(lambda lines: b"".join(line + b"\r\n" for line in lines))
+MESSAGES = st.one_of(TEXTS.map(by_data), by_chunks())
+TRANSACTION = st.builds(lambda *parts: b"".join(parts), COMMANDS, st.sampled_from([ENVELOPE, ENVELOPE, b""]), MESSAGES)
+SESSIONS = st.lists(TRANSACTION, max_size=4).map(b"".join)
+
+
+@settings(max_examples=600)
+@given(SESSIONS, st.lists(st.integers(1, 40), min_size=1, max_size=12), st.booleans(), st.booleans())
+def test_the_relay_agrees_with_a_slow_one(octets: bytes, sizes: list[int], quits: bool, chunking: bool) -> None:
+    octets += b"QUIT\r\n" if quits else b""
+    slow_hop, hop = Hop(chunking), Hop(chunking)
+    expected = SlowRelay(octets, slow_hop).said
     assert Network(hop, sizes).run(octets) == expected
     assert hop.delivered == slow_hop.delivered
 
@@ -209,7 +292,7 @@ def test_the_relay_agrees_with_a_slow_one(lines: list[bytes], sizes: list[int], 
 @settings(max_examples=300)
 @given(st.lists(st.tuples(st.booleans(), st.binary(max_size=40)), max_size=20), st.integers(1, 20))
 def test_garbage_from_both_sides_never_raises(events: list[tuple[bool, bytes]], size: int) -> None:
-    relay = Relay(xclient={b"ADDR": b"192.0.2.1"})
+    relay = Relay(Terms(announce=True, trusted=True, starttls=True), Identity(address="192.0.2.1"))
     relay.server_data(b"220 hop\r\n")
     for from_client, data in events:
         for at in range(0, len(data), size):

@@ -26,3 +26,9 @@ def test_each_is_one_complete_line_with_the_enhanced_code_of_its_class() -> None
 def test_greeting_and_hello_say_our_name() -> None:
     assert replies.greeting() == b"220 clamsmtpd.localdomain ESMTP\r\n"
     assert replies.hello() == b"250 clamsmtpd.localdomain\r\n"
+    assert replies.greeting(lmtp=True) == b"220 clamsmtpd.localdomain LMTP\r\n"
+
+
+def test_replies_that_say_something_of_what_was_sent() -> None:
+    assert replies.chunk_taken(10**19) == b"250 2.0.0 10000000000000000000 octets received\r\n"
+    assert replies.bad_attribute("b\u00e4d is no attribute") == b"501 5.5.4 b?d is no attribute\r\n"

@@ -13,6 +13,8 @@ from clamsmtpd.smtp.syntax import (
     Refused,
     Reply,
     ReplyReader,
+    has_parameter,
+    parse_chunk,
     parse_command,
     parse_path,
     parse_xforward,
@@ -231,3 +233,65 @@ def test_what_a_reply_means_and_how_it_is_passed_on(
 def test_garbage_never_raises(data: bytes, size: int) -> None:
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     assert replies(pieces) == replies([data])
+
+
+# ---- chunks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "chunk"),
+    [
+        (b"0", (0, False)),
+        (b"12", (12, False)),
+        (b"0012 LAST", (12, True)),
+        (b"12 \t last", (12, True)),
+        (b"12 FIRST", (12, None)),
+        (b"12 LAST LAST", (12, None)),
+        (b"9" * 20, (10**20 - 1, False)),
+        (b"9" * 21, None),
+        (b"", None),
+        (b"LAST", None),
+        (b"-1", None),
+        (b"+1", None),
+        (b"1_0", None),
+        (b"\xb2", None),
+    ],
+)
+def test_the_argument_of_bdat(argument: bytes, chunk: tuple[int, bool | None] | None) -> None:
+    assert parse_chunk(argument) == chunk
+
+
+def test_octets_are_taken_out_by_number() -> None:
+    lines = CommandLines()
+    lines.feed(b"BDAT 4\r\na\r")
+    assert lines.next(100) == b"BDAT 4"
+    assert lines.take(4) == b"a\r"
+    assert lines.take(2) == b""
+    lines.feed(b"\nb\nNOOP\r\n")
+    assert lines.take(3) == b"\nb\n"
+    assert lines.next(100) == b"NOOP"
+
+
+@pytest.mark.parametrize(
+    ("argument", "found"),
+    [
+        (b"FROM:<a@b> body=BinaryMIME", True),
+        (b"FROM:<a@b> SIZE=3 BODY=BINARYMIME X=y", True),
+        (b"FROM:<a@b> BODY=BINARYMIMES", False),
+        (b"FROM:<BODY=BINARYMIME>", False),
+    ],
+)
+def test_a_parameter_of_mail(argument: bytes, found: bool) -> None:
+    assert has_parameter(argument, b"BODY=BINARYMIME") is found
+
+
+def test_a_reader_of_replies_knows_whether_something_is_left() -> None:
+    reader = ReplyReader()
+    assert not reader
+    reader.feed(b"220 go\r\n2")
+    assert reader.next() is not None
+    assert reader
+    reader = ReplyReader()
+    reader.feed(b"220-go\r\n")
+    assert reader.next() is None
+    assert reader
