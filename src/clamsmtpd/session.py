@@ -10,10 +10,10 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, ClassVar, ParamSpec, cast
+from typing import ClassVar, ParamSpec, cast
 
 from clamsmtpd.config import Settings
 from clamsmtpd.deadlines import LINGER_LIMIT, Deadline
@@ -134,12 +134,12 @@ class Session:
     __slots__ = (
         "_client",
         "_client_full",
+        "_client_handshake",
         "_client_octets",
         "_connecting",
         "_deadline",
         "_debug",
         "_ends",
-        "_handshakes",
         "_host",
         "_inspecting",
         "_keep_alive",
@@ -156,6 +156,7 @@ class Session:
         "_server",
         "_server_ends",
         "_server_full",
+        "_server_handshake",
         "_server_protocol",
         "_spool",
         "_to_client",
@@ -185,7 +186,8 @@ class Session:
         self._reading = True
         self._secure = False
         self._over = False
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._client_handshake: asyncio.Task[None] | None = None
+        self._server_handshake: asyncio.Task[None] | None = None
         self._to_client: list[bytes] = []
         self._to_server: list[bytes] = []
         self._server: asyncio.Transport | None = None
@@ -235,6 +237,8 @@ class Session:
 
     def drain(self) -> None:
         """Finish the transaction in flight, then say goodbye."""
+        if self._proxy is not None:
+            self.abort()
         self.run(self.relay.drain)
 
     def abort(self) -> None:
@@ -295,6 +299,8 @@ class Session:
 
     def client_eof(self) -> bool:
         """Go on with a client that will send nothing more; tell whether it can still be written to."""
+        if self._proxy is not None:
+            self.abort()
         self.run(self.relay.client_eof)
         if self._client is not None and self.relay.awaits is Awaits.NOTHING:
             self._client.close()
@@ -318,14 +324,10 @@ class Session:
             # Not an octet more is read in plain text.
             self._client.pause_reading()
             self._reading = False
-            self._start_handshake(self._client_handshake(self._client, self._host.certificate.context()))
+            handshake = self._shake_hands_with_client(self._client, self._host.certificate.context())
+            self._client_handshake = self._loop.create_task(handshake)
 
-    def _start_handshake(self, handshake: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(handshake)
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
-
-    async def _client_handshake(self, client: asyncio.Transport, context: ssl.SSLContext) -> None:
+    async def _shake_hands_with_client(self, client: asyncio.Transport, context: ssl.SSLContext) -> None:
         try:
             transport = await self._loop.start_tls(
                 client,
@@ -336,11 +338,12 @@ class Session:
                 ssl_shutdown_timeout=LINGER_LIMIT,
             )
         except (OSError, ssl.SSLError) as error:
+            self._client_handshake = None
             _log.info("%s: TLS handshake with the client failed: %s", self.tag, describe(error))
             client.abort()
-            if not self._over:
-                self.client_lost()
+            self.client_lost()
             return
+        self._client_handshake = None
         self._client = transport
         self._secure = self._reading = True
         if self._debug and transport is not None:
@@ -430,9 +433,10 @@ class Session:
 
     def _secure_server(self, _effect: SecureServer) -> None:
         if self._server is not None and self._host.out_context is not None:
-            self._start_handshake(self._server_handshake(self._server, self._host.out_context))
+            handshake = self._shake_hands_with_server(self._server, self._host.out_context)
+            self._server_handshake = self._loop.create_task(handshake)
 
-    async def _server_handshake(self, server: asyncio.Transport, context: ssl.SSLContext) -> None:
+    async def _shake_hands_with_server(self, server: asyncio.Transport, context: ssl.SSLContext) -> None:
         address = self._next_hop()
         try:
             transport = await self._loop.start_tls(
@@ -445,11 +449,12 @@ class Session:
             )
         except (OSError, ssl.SSLError, ValueError) as error:
             # ValueError: a name that no certificate can have.
-            if not self._over and self._server is server:
-                self._drop_server()
-                self.run(self.relay.server_insecure, f"TLS handshake failed: {describe(error)}")
-                self._finish()
+            self._server_handshake = None
+            self._drop_server()
+            self.run(self.relay.server_insecure, f"TLS handshake failed: {describe(error)}")
+            self._finish()
             return
+        self._server_handshake = None
         self._server = transport
         if self._debug and transport is not None:
             _log.debug("%s: next hop uses %s", self.tag, _tls_version(transport))
@@ -597,6 +602,11 @@ class Session:
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
+        if self._server_handshake is not None:
+            # In the midst of it, closing would wait for its end.
+            self._server_handshake.cancel()
+            self._server_handshake = None
+            self._drop_server()
         if self._server is not None:
             if effect.abort:
                 self._server.abort()
@@ -607,6 +617,14 @@ class Session:
         self._flush()
         client = self._client
         if client is None or client.is_closing():
+            return
+        if self._client_handshake is not None:
+            self._client_handshake.cancel()
+            self._client_handshake = None
+            client.abort()
+            # Nobody else will tell: who would is the handshake.
+            self._client = None
+            self._loop.call_soon(self._finish)
             return
         if effect.linger and client.can_write_eof():
             # Reading goes on, for the client to see our last reply; what it sends is thrown away.
@@ -648,8 +666,6 @@ class Session:
         if self._client is None and self._server is None and self.relay.awaits is Awaits.NOTHING:
             self._over = True
             self._deadline.cancel()
-            for handshake in self._handshakes:
-                handshake.cancel()
             if self._keep_alive is not None:
                 self._keep_alive.cancel()
                 self._keep_alive = None

@@ -7,18 +7,29 @@ import os
 import pwd
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from clamsmtpd.values import TcpAddress
+from tests.support.certificates import Certificate
 from tests.support.maildir import NOBODY, Maildir
 from tests.support.process import Program, accepts, free_port
+from tests.support.unpacked import UNPACKED
 
-__all__ = ["Exim"]
+__all__ = ["EVERY_EXTENSION", "Exim"]
 
-#: Where scripts/setup unpacks packages.
-_ROOT = Path(__file__).resolve().parents[2] / ".build" / "root"
+#: Options with which it offers all that it can but STARTTLS, for which it needs a certificate.
+EVERY_EXTENSION = (
+    "chunking_advertise_hosts = *",
+    "smtputf8_advertise_hosts = *",
+    "dsn_advertise_hosts = *",
+    "prdr_enable = true",
+    "acl_smtp_etrn = accept",
+    "acl_smtp_vrfy = accept",
+    "acl_smtp_expn = accept",
+)
 
 _CONFIGURATION = """
 primary_hostname = mx.example.test
@@ -31,7 +42,7 @@ keep_environment = LD_PRELOAD : ^NSS_WRAPPER_
 deliver_drop_privilege = true
 never_users =
 host_lookup =
-tls_advertise_hosts =
+tls_advertise_hosts = {tls}
 message_size_limit = 100M
 pipelining_advertise_hosts = *
 {options}
@@ -40,8 +51,7 @@ acl_smtp_data = accept
 
 begin routers
 all:
-  driver = accept
-  transport = mailbox
+{router}
 
 begin transports
 mailbox:
@@ -49,17 +59,46 @@ mailbox:
   directory = {folder}/mail
   maildir_format
   create_directory
+onward:
+  driver = smtp
+{transport}
+
+begin retry
+* * F,1m,1s
+"""
+
+_TO_THE_MAILBOX = """
+  driver = accept
+  transport = mailbox
+"""
+
+# Not ";" between hosts, which is between rules, nor ":", which is in the addresses of IPv6. "self" lets it send to
+# this very machine.
+_ONWARD = """
+  driver = manualroute
+  route_list = * "<+ {host}" byname
+  transport = onward
+  self = send
 """
 
 
 class Exim:
     """A running Exim. Mail comes in at ``address``, and all of it ends in one mailbox.
 
-    ``options`` are further lines of the main section of its configuration. It runs as whoever runs the tests,
-    or as nobody if that is root.
+    With ``route`` it is a client instead: all mail is sent on to that address, in a pipeline, in chunks and with PRDR
+    where these are offered, and what was deferred is sent again every second.
+    ``options`` are further lines of the main section of its configuration, ``transport`` those of the transport that
+    sends on. With ``certificate`` it offers STARTTLS. It runs as whoever runs the tests, or as nobody if that is root.
     """
 
-    def __init__(self, *options: str, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        *options: str,
+        route: TcpAddress | None = None,
+        transport: Sequence[str] = (),
+        certificate: Certificate | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-exim-"))
         self.folder.chmod(0o755)
         self.address = TcpAddress(host, free_port(host))
@@ -71,10 +110,20 @@ class Exim:
                 os.chown(folder, NOBODY, NOBODY)
         configuration = self.folder / "exim.conf"
         configuration.write_text(
-            _CONFIGURATION.format(folder=self.folder, host=host, port=self.address.port, options="\n".join(options))
+            _CONFIGURATION.format(
+                folder=self.folder,
+                host=host,
+                port=self.address.port,
+                tls="*" if certificate else "",
+                options="\n".join([*self._tls(certificate), *options]),
+                router=_TO_THE_MAILBOX if route is None else _ONWARD.format(host=route.host),
+                transport="\n".join(
+                    f"  {line}" for line in ([f"port = {route.port}"] if route else []) + list(transport)
+                ),
+            )
         )
         self._program = Program(
-            [str(self._private_copy()), "-C", str(configuration), "-bdf"],
+            [str(self._private_copy()), "-C", str(configuration), "-bdf", "-q1s"],
             output=self.folder / "output",
             environment=self._user_database(),
         )
@@ -84,10 +133,24 @@ class Exim:
             self.stop()
             raise
 
+    def _tls(self, certificate: Certificate | None) -> list[str]:
+        """Copy the certificate to where the user that Exim runs as may read it; return the options that name it."""
+        if certificate is None:
+            return []
+        lines = []
+        for option, original in (("tls_certificate", certificate.certificate), ("tls_privatekey", certificate.key)):
+            copy = self.folder / option
+            shutil.copyfile(original, copy)
+            copy.chmod(0o600)
+            if os.geteuid() == 0:
+                os.chown(copy, NOBODY, NOBODY)
+            lines.append(f"{option} = {copy}")
+        return lines
+
     def _private_copy(self) -> Path:
         """Copy the program without its setuid bit: that would make the loader ignore LD_PRELOAD."""
         program = self.folder / "exim4"
-        shutil.copyfile(_ROOT / "usr" / "sbin" / "exim4", program)
+        shutil.copyfile(UNPACKED / "usr" / "sbin" / "exim4", program)
         program.chmod(0o755)
         return program
 
@@ -98,7 +161,7 @@ class Exim:
         groups = [f"{group_.gr_name}:x:{group_.gr_gid}:" for group_ in grp.getgrall()]
         (self.folder / "passwd").write_text("\n".join([*users, f"Debian-exim:x:{user}:{group}::/:/bin/false", ""]))
         (self.folder / "group").write_text("\n".join([*groups, f"Debian-exim:x:{group}:", ""]))
-        (wrapper,) = (_ROOT / "usr" / "lib").glob("*/libnss_wrapper.so")
+        (wrapper,) = (UNPACKED / "usr" / "lib").glob("*/libnss_wrapper.so")
         return {
             "LD_PRELOAD": str(wrapper),
             "NSS_WRAPPER_PASSWD": str(self.folder / "passwd"),

@@ -183,7 +183,10 @@ async def world(
     out: str | None = None,
     clam: Callable[[str], str] = str,
 ) -> AsyncIterator[World]:
-    """Start everything with ``lines`` of settings added; end everything."""
+    """Start everything with ``lines`` of settings added; end everything.
+
+    In ``out``, ``{}`` stands for the next hop's address.
+    """
     hop = hop or Hop()
     clamd = clamd or Clamd()
     hop_server = await asyncio.start_server(hop.serve, "127.0.0.1", 0, limit=1 << 26)
@@ -197,7 +200,7 @@ async def world(
         "\n".join(
             [
                 *(() if any(line.startswith("Listen:") for line in lines) else ("Listen: 127.0.0.1:10025",)),
-                f"OutAddress: {out or f'127.0.0.1:{hop_port}'}",
+                f"OutAddress: {(out or '{}').format(f'127.0.0.1:{hop_port}')}",
                 f"ClamAddress: {clam(clamd_path)}",
                 f"TempDirectory: {spool}",
                 *lines,

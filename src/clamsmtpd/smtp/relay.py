@@ -279,6 +279,9 @@ class Relay:
         if undecided and not self._input:
             self._add(Note("client left before the reply to its message; nothing delivered"))
             self._close(replies.CLIENT_LEFT)
+        elif self._phase is _Phase.PREPARING and not self._input:
+            # It has said nothing, and waits for nothing.
+            self._close(linger=False)
         else:
             self._read_client()
         return self._take_effects()

@@ -323,3 +323,28 @@ def test_a_next_hop_that_does_not_answer_to_starttls() -> None:
     """,
         MAY,
     )
+
+
+def test_a_client_that_leaves_before_it_was_greeted() -> None:
+    play(
+        ASKED
+        + """
+        .. client-eof
+        ** close server
+        ** close client
+    """,
+        MAY,
+    )
+    play(
+        ASKED
+        + """
+        >> QUIT
+        .. client-eof
+        <- 220 go
+        ** secure server
+        .. server-secured
+        << 220 clamsmtpd.localdomain ESMTP
+        -> QUIT
+    """,
+        MAY,
+    )
