@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -12,6 +13,12 @@ __all__ = ["Proxied", "ProxyError", "ProxyHeader"]
 
 # Section 2.1: the longest line of version 1, CRLF included.
 _LINE_MAX = 107
+
+# Section 2.1: the first words behind "PROXY"; only UNKNOWN may have the end of the line right behind it.
+_FAMILIES = (b"TCP4", b"TCP6", b"UNKNOWN\r")
+_WORDS = 5
+_IP_VERSIONS = {b"TCP4": 4, b"TCP6": 6}
+_CUT_OFF_WORD = re.compile(rb"[0-9A-Fa-f:.]*")
 
 # Section 2.2: the signature, then version and command, family and transport, and the length of what follows.
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -28,6 +35,20 @@ _UNSPEC, _INET, _INET6, _UNIX = range(4)
 _STREAM = 1
 _ADDRESSES = {_UNSPEC: 0, _INET: 12, _INET6: 36, _UNIX: 216}
 _TLV = struct.Struct("!BH")
+
+# Section 2.2.3: the TLV of the checksum.
+_TYPE_CRC32C = 3
+_CRC32C = struct.Struct("!I")
+
+
+def _crc32c_of_octet(octet: int) -> int:
+    for _ in range(8):
+        # The polynomial of RFC 9260 appendix A, its bits in reverse.
+        octet = octet >> 1 ^ (0x82F63B78 if octet & 1 else 0)
+    return octet
+
+
+_CRC32C_TABLE = tuple(_crc32c_of_octet(octet) for octet in range(256))
 
 
 class ProxyError(ValueError):
@@ -77,25 +98,51 @@ class ProxyHeader:
             return _understand(data[len(start) : end]), data[end + 2 :]
         if len(data) >= _LINE_MAX:
             raise ProxyError("it has no end")
+        _check_partial(data[len(start) :])
         return None
 
     @staticmethod
     def _read_binary(data: bytes) -> tuple[Proxied, bytes] | None:
         if data[: len(_SIGNATURE)] != _SIGNATURE[: len(data)]:
             raise ProxyError(f"it begins with {_show(data[:20])}")
-        if len(data) < _HEADER_SIZE:
+        fixed = data[len(_SIGNATURE) : _HEADER_SIZE]
+        if fixed and fixed[0] not in (_VERSION << 4 | _LOCAL, _VERSION << 4 | _PROXY):
+            raise ProxyError(f"its version and command are 0x{fixed[0]:02x}")
+        if len(fixed) < _FIXED.size:
             return None
-        version_command, family_transport, length = _FIXED.unpack_from(data, len(_SIGNATURE))
-        version, command = divmod(version_command, 16)
-        if version != _VERSION or command not in (_LOCAL, _PROXY):
-            raise ProxyError(f"its version and command are 0x{version_command:02x}")
+        version_command, family_transport, length = _FIXED.unpack(fixed)
         if length > _BODY_MAX:
             raise ProxyError(f"it is {length} octets long")
-        if len(data) < _HEADER_SIZE + length:
-            return None
-        body, rest = data[_HEADER_SIZE : _HEADER_SIZE + length], data[_HEADER_SIZE + length :]
         # Section 2.2: of a connection that the proxy made for itself, nothing else counts.
-        return (_UNNAMED if command == _LOCAL else _unpack(family_transport, body)), rest
+        named = version_command & 0x0F == _PROXY
+        if named:
+            _check_family(family_transport, length)
+        end = _HEADER_SIZE + length
+        if len(data) < end:
+            return None
+        return (_unpack(family_transport, data[:end]) if named else _UNNAMED), data[end:]
+
+
+def _check_partial(line: bytes) -> None:
+    """Refuse what stands behind ``PROXY`` in version 1 if no end can make it good; its CRLF has not come."""
+    family, *words = line.split(b" ")
+    if words and family == b"UNKNOWN":
+        return
+    if not words and any(known.startswith(family) for known in _FAMILIES):
+        return
+    version = _IP_VERSIONS.get(family)
+    if not words or version is None:
+        raise ProxyError(f"it says {_show(line)}")
+    *whole, last = words
+    for word in whole[:2]:
+        if _address(word, version) is None:
+            raise ProxyError(f"it says {_show(line)}")
+    for word in whole[2:]:
+        _port(word)
+    if len(words) == _WORDS - 1:
+        last = last.removesuffix(b"\r")
+    if len(words) >= _WORDS or not _CUT_OFF_WORD.fullmatch(last):
+        raise ProxyError(f"it says {_show(line)}")
 
 
 def _understand(line: bytes) -> Proxied:
@@ -103,16 +150,24 @@ def _understand(line: bytes) -> Proxied:
     family, *words = line.split(b" ")
     if family == b"UNKNOWN":
         return _UNNAMED
-    version = {b"TCP4": 4, b"TCP6": 6}.get(family)
-    if version is None or len(words) != 4:  # noqa: PLR2004 - two addresses, two ports
+    version = _IP_VERSIONS.get(family)
+    if version is None or len(words) != _WORDS - 1:
         raise ProxyError(f"it says {_show(line)}")
-    try:
-        source, destination = (ip_address(word.decode("ascii")) for word in words[:2])
-    except ValueError:
-        raise ProxyError(f"it says {_show(line)}") from None
-    if source.version != version or destination.version != version:
+    source, destination = (_address(word, version) for word in words[:2])
+    if source is None or destination is None:
         raise ProxyError(f"it says {_show(line)}")
     return Proxied(_end(source, _port(words[2])), _end(destination, _port(words[3])))
+
+
+def _address(word: bytes, version: int) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(word.decode("ascii"))
+    except ValueError:
+        return None
+    # A zone, as in fe80::1%eth0, means something only on the machine of the proxy.
+    if address.version != version or b"%" in word:
+        return None
+    return address
 
 
 def _port(word: bytes) -> int:
@@ -124,41 +179,62 @@ def _port(word: bytes) -> int:
     raise ProxyError(f"it has the port {_show(word)}")
 
 
-def _unpack(family_transport: int, body: bytes) -> Proxied:
-    """Read the addresses of version 2."""
+def _check_family(family_transport: int, length: int) -> None:
+    """Refuse what version 2 cannot say, or not in ``length`` octets (section 2.2)."""
     family, transport = divmod(family_transport, 16)
     size = _ADDRESSES.get(family)
     if size is None or (family != _UNSPEC and transport != _STREAM):
         raise ProxyError(f"its family and transport are 0x{family_transport:02x}")
-    if len(body) < size:
-        raise ProxyError(f"it has {len(body)} octets of addresses in place of {size}")
+    if length < size:
+        raise ProxyError(f"it has {length} octets of addresses in place of {size}")
+
+
+def _unpack(family_transport: int, header: bytes) -> Proxied:
+    """Read the addresses of version 2 from a whole header."""
+    family = family_transport >> 4
     if family != _UNSPEC:
-        _check_tlvs(body[size:])
+        _check_tlvs(header, _HEADER_SIZE + _ADDRESSES[family])
     if family == _INET:
-        source4, destination4, source_port, port = struct.unpack_from("!4s4sHH", body)
+        source4, destination4, source_port, port = struct.unpack_from("!4s4sHH", header, _HEADER_SIZE)
         return Proxied(_end(IPv4Address(source4), source_port), _end(IPv4Address(destination4), port))
     if family == _INET6:
-        source6, destination6, source_port, port = struct.unpack_from("!16s16sHH", body)
+        source6, destination6, source_port, port = struct.unpack_from("!16s16sHH", header, _HEADER_SIZE)
         return Proxied(_end(IPv6Address(source6), source_port), _end(IPv6Address(destination6), port))
     return _UNNAMED
 
 
-def _check_tlvs(data: bytes) -> None:
-    """Step over what follows the addresses: nothing in it matters here, but it must be whole."""
-    at = 0
-    while at < len(data):
-        if at + _TLV.size > len(data):
+def _check_tlvs(header: bytes, at: int) -> None:
+    """Step over what follows the addresses from ``at`` on: it must be whole, and only a checksum in it matters."""
+    summed = False
+    while at < len(header):
+        if at + _TLV.size > len(header):
             raise ProxyError("it is cut off")
-        _, length = _TLV.unpack_from(data, at)
-        at += _TLV.size + length
-    if at != len(data):
-        raise ProxyError("it is cut off")
+        kind, length = _TLV.unpack_from(header, at)
+        at += _TLV.size
+        if at + length > len(header):
+            raise ProxyError("it is cut off")
+        if kind == _TYPE_CRC32C:
+            # Hundreds of them would hold up everybody else.
+            if summed:
+                raise ProxyError("it has two checksums")
+            summed = True
+            _check_crc32c(header, at, length)
+        at += length
+
+
+def _check_crc32c(header: bytes, at: int, length: int) -> None:
+    """Compare the checksum at ``at`` with that of the header; its own octets count as zeros (section 2.2.3)."""
+    if length != _CRC32C.size:
+        raise ProxyError(f"its checksum has {length} octets")
+    crc = 0xFFFFFFFF
+    for octet in header[:at] + bytes(length) + header[at + length :]:
+        crc = crc >> 8 ^ _CRC32C_TABLE[(crc ^ octet) & 0xFF]
+    if header[at : at + length] != _CRC32C.pack(crc ^ 0xFFFFFFFF):
+        raise ProxyError("its checksum is wrong")
 
 
 def _end(address: IPv4Address | IPv6Address, port: int) -> TcpAddress:
     if isinstance(address, IPv6Address):
-        if address.scope_id is not None:
-            raise ProxyError(f"it has the address {_show(str(address).encode())}")
         return TcpAddress(str(address.ipv4_mapped or address), port)
     return TcpAddress(str(address), port)
 

@@ -274,9 +274,7 @@ class Session:
             found = header.feed(data)
         except ProxyError as error:
             # To go on would take the proxy for the client. The protocol has no reply, and neither have we.
-            _log.warning(
-                "%s: PROXY header of %s: %s; connection closed", self.tag, self._route.client, escape(str(error))
-            )
+            _log.warning("%s: PROXY header of %s: %s; connection closed", self.tag, self._route.client, error)
             self.abort()
             return
         if found is not None:

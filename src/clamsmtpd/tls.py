@@ -8,7 +8,7 @@ import ssl
 import time
 from collections.abc import Callable
 
-from clamsmtpd.log import escape
+from clamsmtpd.log import describe, escape
 from clamsmtpd.values import OutTls, StartError
 
 __all__ = ["Certificate", "client_context"]
@@ -92,7 +92,7 @@ class Certificate:
                 with open(name, "rb"):
                     pass
             except OSError as error:
-                raise _LoadError(f"TLSCertificate: {name}: {error.strerror}; give a file in PEM format") from None
+                raise _unreadable(name, error) from None
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
         except _EncryptedKeyError:
@@ -107,11 +107,18 @@ class Certificate:
             raise _LoadError(
                 f"TLSCertificate: {self._certificate}: no certificate with its key; give both in PEM format"
             ) from None
+        except OSError as error:
+            # One of the two has gone since it was opened above.
+            raise _unreadable(self._certificate, error) from None
         return context
 
 
 class _LoadError(Exception):
     """The files cannot be used; ``str()`` says why and what would be right."""
+
+
+def _unreadable(name: str, error: OSError) -> _LoadError:
+    return _LoadError(f"TLSCertificate: {name}: {describe(error)}; give a file in PEM format")
 
 
 class _EncryptedKeyError(Exception):
@@ -137,7 +144,8 @@ def client_context(level: OutTls) -> ssl.SSLContext | None:
         context.verify_mode = ssl.CERT_NONE
         return context
     context.load_default_certs()
-    if not context.cert_store_stats()["x509_ca"] and not _has_folder_of_authorities():
+    # Not "x509_ca" alone: the certificate of the next hop itself, signed by nobody else, can be trusted too.
+    if not context.cert_store_stats()["x509"] and not _has_folder_of_authorities():
         raise StartError("OutTLS: verify: there are no certificate authorities here; install ca-certificates")
     return context
 

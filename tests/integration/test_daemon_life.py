@@ -191,7 +191,7 @@ def test_an_address_in_use(background: Background) -> None:
     assert result.returncode == 1
     assert result.stderr == (
         f"clamsmtpd: Listen: cannot listen on 127.0.0.1:{background.port}: Address already in use; "
-        "is another clamsmtpd running?\n"
+        "is another clamsmtpd running, or is it in another Listen line?\n"
     )
     assert not background.pid_file.exists()
 

@@ -25,13 +25,15 @@ class Daemon:
     """A running clamsmtpd.
 
     ``lines`` are those of the settings file; Listen and TempDirectory are added where they are not among
-    them: a free loopback port, and a folder of its own. ``arguments`` are further ones of the command line.
+    them: a free loopback port, for LMTP if ``lmtp`` is set, and a folder of its own. ``arguments`` are further
+    ones of the command line.
     """
 
     def __init__(
         self,
         *lines: str,
         level: int = 4,
+        lmtp: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -48,7 +50,7 @@ class Daemon:
         self.host, self.port = "127.0.0.1", 0
         if "listen" not in given:
             self.port = free_port()
-            added.append(f"Listen: {self.host}:{self.port}")
+            added.append(f"Listen: {'lmtp:' if lmtp else ''}{self.host}:{self.port}")
         elif given["listen"].rpartition(":")[2].isdigit():
             host, _, port = given["listen"].rpartition(":")
             self.host, self.port = host.strip("[]") or self.host, int(port)

@@ -37,10 +37,10 @@ def free_port(host: str = "127.0.0.1") -> int:
 def accepts(address: tuple[str, int] | str) -> bool:
     """Whether something accepts connections at a TCP address or at a Unix socket's path."""
     if isinstance(address, str):
-        family = socket.AF_UNIX
+        probe = socket.socket(socket.AF_UNIX)
     else:
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    with probe:
         probe.settimeout(1)
         return probe.connect_ex(address) == 0
 

@@ -53,7 +53,7 @@ class Talk:
     received: bytearray = field(default_factory=bytearray)
     #: The lines outside of messages, without CRLF.
     commands: list[bytes] = field(default_factory=list)
-    #: The messages that were ended by CRLF . CRLF, dots still doubled, without that final line.
+    #: The messages: of DATA dots still doubled, without the final line; of BDAT all chunks as they came.
     messages: list[bytes] = field(default_factory=list)
     #: The connection has ended.
     over: bool = False
@@ -70,13 +70,15 @@ class Recorded:
     sender: bytes
     recipients: tuple[bytes, ...]
     text: bytes
+    chunks: int = 0
 
 
 class Sink:
     """An SMTP server on a loopback port, or at ``path`` as a Unix socket.
 
     ``replies`` are by verb in capitals, or GREETING, or TEXT. A sequence is used up reply by reply, its last
-    one stays. What is not there gets the usual reply. ``extensions`` are the lines of the EHLO reply.
+    one stays. What is not there gets the usual reply. ``extensions`` are the lines of the EHLO reply. With ``lmtp``
+    it speaks LMTP: it wants LHLO, and replies for each recipient.
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class Sink:
         extensions: Sequence[str] = ("PIPELINING", "8BITMIME", "SIZE 104857600", "ENHANCEDSTATUSCODES"),
         host: str = "127.0.0.1",
         path: str | None = None,
+        lmtp: bool = False,
     ) -> None:
+        self._lmtp = lmtp
         self.talks: list[Talk] = []
         self.recorded: list[Recorded] = []
         self._extensions = extensions
@@ -180,7 +184,7 @@ class Sink:
 
     def _serve(self, connection: socket.socket, talk: Talk) -> None:
         try:
-            _Dialogue(connection, talk, self._changed, self._reply, self.recorded).run()
+            _Dialogue(connection, talk, self._changed, self._reply, self.recorded, lmtp=self._lmtp).run()
         except OSError:
             pass  # the other side went away, or the test ended
         finally:
@@ -195,7 +199,7 @@ class Sink:
             scripted = self._replies.get(verb)
             if scripted:
                 return scripted.pop(0) if len(scripted) > 1 else scripted[0]
-        if verb == "EHLO":
+        if verb == ("LHLO" if self._lmtp else "EHLO"):
             lines = ["sink.example.test", *self._extensions]
             texts = [f"250{' ' if number == len(lines) else '-'}{line}\r\n" for number, line in enumerate(lines, 1)]
             return "".join(texts).encode("ascii")
@@ -208,6 +212,8 @@ _USUAL: Mapping[str, bytes] = defaultdict(
         GREETING: b"220 sink.example.test ESMTP\r\n",
         "DATA": b"354 Go on\r\n",
         "QUIT": b"221 2.0.0 Bye\r\n",
+        "EHLO": b"500 5.5.1 LMTP here\r\n",
+        "LHLO": b"500 5.5.1 SMTP here\r\n",
         "XCLIENT": b"220 sink.example.test ESMTP\r\n",
         TEXT: b"250 2.0.0 Ok: recorded\r\n",
     },
@@ -224,7 +230,10 @@ class _Dialogue:
         changed: threading.Condition,
         reply: Callable[[str], Reply],
         recorded: list[Recorded],
+        *,
+        lmtp: bool,
     ) -> None:
+        self._lmtp = lmtp
         self._connection = connection
         self._talk = talk
         self._changed = changed
@@ -233,6 +242,8 @@ class _Dialogue:
         self._unread = bytearray()
         self._sender = b""
         self._recipients: list[bytes] = []
+        self._chunks = bytearray()
+        self._chunk_count = 0
 
     def run(self) -> None:
         """Talk until either side ends it."""
@@ -245,8 +256,10 @@ class _Dialogue:
 
     def _obey(self, line: bytes) -> bool:
         verb = line.split(b" ")[0].decode("latin-1").upper()
+        if verb == "BDAT":
+            return self._chunk(line.upper().split())
         sent = self._answer(verb)
-        if verb in {"EHLO", "HELO", "RSET"} or (verb == "MAIL" and sent.startswith(b"2")):
+        if verb in {"EHLO", "HELO", "LHLO", "RSET"} or (verb == "MAIL" and sent.startswith(b"2")):
             self._sender, self._recipients = (line, []) if verb == "MAIL" else (b"", [])
         elif verb == "RCPT" and sent.startswith(b"2"):
             self._recipients.append(line)
@@ -267,14 +280,35 @@ class _Dialogue:
             if not self._read():
                 return False
         self._unread += text[end + len(_END) :]
-        message = bytes(text[2 : end + 2])
+        self._record(bytes(text[2 : end + 2]), 0)
+        return True
+
+    def _chunk(self, words: list[bytes]) -> bool:
+        length = int(words[1])
+        while len(self._unread) < length:
+            if not self._read():
+                return False
+        self._chunks += self._unread[:length]
+        del self._unread[:length]
+        self._chunk_count += 1
+        if words[2:] != [b"LAST"]:
+            self._answer("BDAT")
+            return True
+        message = bytes(self._chunks)
+        self._chunks.clear()
+        self._record(message, self._chunk_count)
+        self._chunk_count = 0
+        return True
+
+    def _record(self, message: bytes, chunks: int) -> None:
+        recipients = tuple(self._recipients)
         with self._changed:
             self._talk.messages.append(message)
-            self._recorded.append(Recorded(self._sender, tuple(self._recipients), message))
+            self._recorded.append(Recorded(self._sender, recipients, message, chunks))
             self._changed.notify_all()
         self._sender, self._recipients = b"", []
-        self._answer(TEXT)
-        return True
+        for _ in recipients if self._lmtp else (None,):
+            self._answer(TEXT)
 
     def _line(self) -> bytes | None:
         while (end := self._unread.find(b"\r\n")) < 0:

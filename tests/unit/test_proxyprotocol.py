@@ -6,7 +6,7 @@ import struct
 from ipaddress import ip_address
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clamsmtpd.proxyprotocol import Proxied, ProxyError, ProxyHeader
@@ -99,7 +99,10 @@ def test_a_header_in_all_cuttings(header: tuple[bytes, Proxied], cuts: list[int]
         (b"PROXY TCP4 192.0.2.1 ::2 4711 25\r\n", "it says 'TCP4 192.0.2.1 ::2 4711 25'"),
         (b"PROXY TCP4 192.0.2.x 192.0.2.25 4711 25\r\n", "it says 'TCP4 192.0.2.x 192.0.2.25 4711 25'"),
         (b"PROXY TCP4 \xff 192.0.2.25 4711 25\r\n", "it says 'TCP4 \\xff 192.0.2.25 4711 25'"),
-        (b"PROXY TCP6 fe80::1%x ::2 4711 25\r\n", "it has the address 'fe80::1%x'"),
+        (b"PROXY TCP6 fe80::1%x ::2 4711 25\r\n", "it says 'TCP6 fe80::1%x ::2 4711 25'"),
+        (b"PROXY TCP6 ::1 ::2 4711 25 1\r\n", "it says 'TCP6 ::1 ::2 4711 25 1'"),
+        (b"PROXY TCP4\r\n", "it says 'TCP4'"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.25 4711 025\r\n", "it has the port '025'"),
         (b"PROXY TCP4 192.0.2.1 192.0.2.25 04711 25\r\n", "it has the port '04711'"),
         (b"PROXY TCP4 192.0.2.1 192.0.2.25 4711 65536\r\n", "it has the port '65536'"),
         (b"PROXY TCP4 192.0.2.1 192.0.2.25 4711 +5\r\n", "it has the port '+5'"),
@@ -113,6 +116,8 @@ def test_a_header_in_all_cuttings(header: tuple[bytes, Proxied], cuts: list[int]
         (version_2(1, 0x21, BODY4), "it has 12 octets of addresses in place of 36"),
         (version_2(1, 0x11, BODY4 + b"\x01\x00"), "it is cut off"),
         (version_2(1, 0x11, BODY4 + b"\x01\x00\x02x"), "it is cut off"),
+        (version_2(1, 0x11, BODY4 + b"\x03\x00\x04abcd"), "its checksum is wrong"),
+        (version_2(1, 0x11, BODY4 + b"\x03\x00\x02ab"), "its checksum has 2 octets"),
     ],
 )
 def test_what_is_no_header(octets: bytes, why: str) -> None:
@@ -121,6 +126,97 @@ def test_what_is_no_header(octets: bytes, why: str) -> None:
             read(*pieces)
         if len(pieces) == 1:
             assert str(error.value) == why
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"PROXY X",
+        b"PROXY TCP5",
+        b"PROXY TCP4\r",
+        b"PROXY UNKNOWNS",
+        b"PROXY UNKNOWN\rX",
+        b"PROXY TCP4 192.0.2.1\n",
+        b"PROXY TCP4 192.0.2.1\r",
+        b"PROXY TCP4 192.0.2.256 ",
+        b"PROXY TCP4 ::1 ",
+        b"PROXY TCP6 ::1 192.0.2.1 ",
+        b"PROXY TCP6 ::1 ::2 025 ",
+        b"PROXY TCP6 ::1 ::2 4711 25 ",
+        b"PROXY TCP6 ::1 ::2 4711 25\rX",
+        b"PROXY TCP6 fe80::1%",
+        SIGNATURE + b"\x31",
+        SIGNATURE + b"\x21\x12\x00\x0c",
+        SIGNATURE + b"\x21\x11\x00\x0b",
+        SIGNATURE + b"\x20\x00\xff\xff",
+    ],
+)
+def test_what_cannot_become_a_header_is_refused_at_that_octet(octets: bytes) -> None:
+    assert read(octets[:-1]) is None
+    with pytest.raises(ProxyError):
+        read(octets)
+
+
+def crc32c(octets: bytes) -> int:
+    """Add up in another way than the module does: bit for bit, without a table."""
+    crc = 0xFFFFFFFF
+    for octet in octets:
+        for bit in range(8):
+            low = (crc ^ octet >> bit) & 1
+            crc = crc >> 1 ^ 0x82F63B78 * low
+    return crc ^ 0xFFFFFFFF
+
+
+def test_a_checksum_counts() -> None:
+    # The check value of CRC-32C that is published with its polynomial.
+    assert crc32c(b"123456789") == 0xE3069283
+    blank = version_2(1, 0x11, BODY4 + b"\x03\x00\x04" + bytes(4) + TLV)
+    at = len(SIGNATURE) + 4 + len(BODY4) + 3
+    octets = blank[:at] + struct.pack("!I", crc32c(blank)) + blank[at + 4 :]
+    assert read(octets) == (IPV4, b"")
+    for place in (len(SIGNATURE) + 4, at, at + 3, len(octets) - 5):
+        spoilt = octets[:place] + bytes((octets[place] ^ 1,)) + octets[place + 1 :]
+        with pytest.raises(ProxyError, match="its checksum is wrong"):
+            read(spoilt)
+
+
+def test_two_checksums_are_one_too_many() -> None:
+    header = version_2(1, 0x11, BODY4 + (b"\x03\x00\x04" + bytes(4)) * 2)
+    at = len(SIGNATURE) + 4 + len(BODY4) + 3
+    octets = header[:at] + struct.pack("!I", crc32c(header)) + header[at + 4 :]
+    with pytest.raises(ProxyError, match="it has two checksums"):
+        read(octets)
+
+
+LIKE_HEADERS = st.lists(
+    st.sampled_from(
+        [b"PROXY ", b"TCP4", b"TCP6", b"UNKNOWN", b" ", b"192.0.2.1", b"::1", b"%", b"0", b"25", b"\r", b"\r\n", b"\n"]
+    ),
+    max_size=14,
+).map(b"".join)
+
+
+@given(
+    st.sampled_from([b"", b"PROXY TCP4 192.0.2.1 ", b"PROXY TCP6 ::1 ::1 ", b"PROXY UNKNOWN"]),
+    LIKE_HEADERS,
+)
+@example(b"PROXY UNKNOWN", b"\rX ")
+def test_what_is_refused_is_the_same_however_it_comes(start: bytes, like: bytes) -> None:
+    octets = start + like
+
+    def outcome(*pieces: bytes) -> object:
+        header, rest, found = ProxyHeader(), b"", None
+        try:
+            for piece in pieces:
+                if found is None:
+                    found = header.feed(piece)
+                else:
+                    rest += piece
+        except ProxyError:
+            return ProxyError
+        return found and (found[0], found[1] + rest)
+
+    assert outcome(*(octets[at : at + 1] for at in range(len(octets)))) == outcome(octets)
 
 
 @given(st.one_of(st.binary(max_size=300), st.binary(max_size=100).map(lambda octets: SIGNATURE + b"\x21" + octets)))

@@ -7,7 +7,9 @@ import os
 import ssl
 import subprocess
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import pytest
 import trustme
@@ -166,6 +168,25 @@ def test_files_that_have_gone(files: Files, caplog: pytest.LogCaptureFixture) ->
     assert "No such file or directory" in caplog.text
 
 
+def test_a_file_that_goes_while_it_is_loaded(
+    files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    certificate = Certificate(str(files.certificate), str(files.key), clock)
+    before = certificate.context()
+    files.write("new.example.org")
+
+    def open_and_remove(name: str, mode: str) -> IO[bytes]:
+        if name == str(files.key):
+            files.key.unlink()
+        return BytesIO()
+
+    monkeypatch.setattr("clamsmtpd.tls.open", open_and_remove, raising=False)
+    clock.now += 2
+    assert certificate.context() is before
+    assert "No such file or directory; give a file in PEM format" in caplog.text
+
+
 def fault(certificate: Path, key: Path | None) -> str:
     with pytest.raises(StartError) as error:
         Certificate(str(certificate), str(key) if key else None)
@@ -239,6 +260,30 @@ def test_tls_that_is_verified(files: Files, monkeypatch: pytest.MonkeyPatch) -> 
     assert unknown is not None
     with pytest.raises(ssl.SSLCertVerificationError):
         shake(server, unknown, "mail.example.org")
+
+
+def test_the_certificate_of_the_next_hop_itself_can_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, key = tmp_path / "own.pem", tmp_path / "own.key"
+    request = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=mail.example.org",
+    ]
+    extensions = ["-addext", "basicConstraints=critical,CA:FALSE", "-addext", "subjectAltName=DNS:mail.example.org"]
+    subprocess.run([*request, *extensions, "-out", str(own), "-keyout", str(key)], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(own))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "missing"))
+    context = client_context(OutTls.VERIFY)
+    assert context is not None
+    side = shake(Certificate(str(own), str(key)).context(), context, "mail.example.org")
+    assert names(side) == ["mail.example.org"]
 
 
 def test_nothing_to_verify_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
