@@ -141,9 +141,9 @@ def _address(default_port: int, default_host: str | None) -> Callable[[str], Add
 _LMTP = "lmtp:"
 
 # Behind the path of a unix socket; a path may hold blanks itself.
-_SOCKET_OPTION = re.compile(r"(.*\S)[ \t]+(owner|mode)=(\S*)", re.IGNORECASE)
+_SOCKET_OPTION = re.compile(r"(.*\S)[ \t]+([A-Za-z]+)=(\S*)")
 _OWNER = re.compile(r"([^\s:/]+)(?::([^\s:/]+))?")
-_MODE = re.compile(r"[0-7]{3,4}")
+_MODE = re.compile(r"[0-7]{1,4}")
 _MODE_MAX = 0o777
 
 
@@ -158,6 +158,8 @@ def _listen(text: str) -> Listen:
     options: dict[str, str] = {}
     while match := _SOCKET_OPTION.fullmatch(place):
         place, name, value = match.groups()
+        if name.lower() not in {"owner", "mode"}:
+            raise ValueError(f'"{name}=" is not known; give owner= or mode=')
         if name.lower() in options:
             raise ValueError(f'"{name}=" is given twice; give it once')
         options[name.lower()] = value
@@ -173,7 +175,7 @@ def _listen(text: str) -> Listen:
     mode = None
     if "mode" in options:
         if not _MODE.fullmatch(options["mode"]) or int(options["mode"], 8) > _MODE_MAX:
-            raise ValueError(f'"{options["mode"]}" is no mode; give three or four octal digits, such as 0660')
+            raise ValueError(f'"{options["mode"]}" is no mode; give octal digits from 0 to 0777, such as 0660')
         mode = int(options["mode"], 8)
     return Listen(address, lmtp=lmtp, owner=owner, group=group, mode=mode)
 
@@ -201,26 +203,32 @@ def _trusted_clients(text: str) -> TrustedClients:
     return TrustedClients(tuple(networks), frozenset(sockets))
 
 
+_BRACKETS = re.compile(r"\A\[([0-9A-Fa-f:.]+)\](?=/|\Z)")
+
+# ::ffff:0:0/96, RFC 4291 section 2.5.5.2.
+_MAPPED_PREFIX = 96
+
+
 def _network(word: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    text = word.replace("[", "", 1).replace("]", "", 1) if word.startswith("[") else word
+    text = _BRACKETS.sub(r"\1", word)
     try:
+        # Clients are known without the interface that an address may name behind "%".
+        if "%" in text:
+            raise ValueError
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(
             f'"{word}" is no network; give IP addresses, networks such as 192.0.2.0/24, and paths of unix sockets'
         ) from None
-    if ipaddress.ip_interface(text).ip != network.network_address:
-        raise ValueError(f'"{word}" has bits behind its prefix; give {network}')
+    exact = ipaddress.ip_interface(text).ip == network.network_address
     # Clients are known by their IPv4 address, whatever socket they come through.
     if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= _MAPPED_PREFIX:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:
-            return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_PREFIX))
+            network = ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_PREFIX))
+    if not exact:
+        raise ValueError(f'"{word}" has bits behind its prefix; give {network}')
     return network
-
-
-# ::ffff:0:0/96, RFC 4291 section 2.5.5.2.
-_MAPPED_PREFIX = 96
 
 
 def _path(text: str) -> str:
@@ -403,7 +411,7 @@ SETTINGS: tuple[Setting, ...] = (
         "user",
         _user,
         None,
-        "The user, by name or number, to become once the listening socket is bound. The daemon must then be started "
+        "The user, by name or number, to become once the listening sockets are bound. The daemon must then be started "
         "as root.",
         "none",
     ),

@@ -31,6 +31,10 @@ _HINTS = {
 #: A host name may have an address of a family that is switched off here, as ``localhost`` in many a container has.
 _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
+#: To chown(2) the highest number of 32 bits, and -1, mean "as it is".
+_ID_MAX = 2**32 - 2
+_AS_IT_IS = -1
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:
@@ -112,10 +116,12 @@ def _listen_unix(path: str, place: Listen) -> socket.socket:
         finally:
             os.umask(mask)
         try:
+            # The mode first: once the socket is another's, the right to give it away is not enough to change that.
             if place.mode is not None:
                 os.chmod(path, place.mode)
-            if (user, group) != (-1, -1):
-                os.chown(path, user, group)
+            if (user, group) != (_AS_IT_IS, _AS_IT_IS):
+                # Whoever may write to the directory could have put a link to a file of root in its place.
+                os.chown(path, user, group, follow_symlinks=False)
             # Only now: before, nobody can connect whom the mode would have kept out.
             sock.listen(BACKLOG)
         except OSError:
@@ -128,21 +134,31 @@ def _listen_unix(path: str, place: Listen) -> socket.socket:
 
 
 def _find_owner(place: Listen) -> tuple[int, int]:
-    """Return the numbers of user and group, -1 for one that stays as it is."""
-    user = group = -1
+    """Return the numbers of user and group."""
+    user = group = _AS_IT_IS
     if place.owner is not None:
         try:
-            user = int(place.owner) if place.owner.isdecimal() else pwd.getpwnam(place.owner).pw_uid
+            user = _number(place.owner) if _is_number(place.owner) else pwd.getpwnam(place.owner).pw_uid
         except KeyError:
             raise StartError(f"Listen: {place.address}: there is no user {place.owner}; give one that exists") from None
     if place.group is not None:
         try:
-            group = int(place.group) if place.group.isdecimal() else grp.getgrnam(place.group).gr_gid
+            group = _number(place.group) if _is_number(place.group) else grp.getgrnam(place.group).gr_gid
         except KeyError:
             raise StartError(
                 f"Listen: {place.address}: there is no group {place.group}; give one that exists"
             ) from None
     return user, group
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+def _number(digits: str) -> int:
+    if len(digits) <= len(str(_ID_MAX)) and int(digits) <= _ID_MAX:
+        return int(digits)
+    raise KeyError(digits)
 
 
 def _remove_stale(path: str) -> None:

@@ -84,6 +84,7 @@ def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
         ),
         ("Listen: /run/in owner=106", "listen", (Listen(UnixAddress("/run/in"), owner="106"),)),
         ("Listen: /run/in mode=600", "listen", (Listen(UnixAddress("/run/in"), mode=0o600),)),
+        ("Listen: /run/in mode=0", "listen", (Listen(UnixAddress("/run/in"), mode=0),)),
         ("Listen: /run/owner=me/in", "listen", (Listen(UnixAddress("/run/owner=me/in")),)),
         ("MaxConnections: 5000", "max_connections", 5000),
         ("OutAddress: mx.example.org", "out_address", NextHop(TcpAddress("mx.example.org", 25))),
@@ -96,7 +97,7 @@ def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
         ("TLSCertificate: /etc/cert.pem", "tls_certificate", "/etc/cert.pem"),
         ("TrustedClients:", "trusted_clients", TrustedClients()),
         (
-            "TrustedClients: 192.0.2.1 10.0.0.0/8,2001:db8::/32 , [::1]",
+            "TrustedClients: 192.0.2.1 10.0.0.0/8,[2001:db8::]/32 , [::1]",
             "trusted_clients",
             TrustedClients(
                 (ip_network("192.0.2.1"), ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"), ip_network("::1"))
@@ -211,8 +212,14 @@ def test_a_relative_path_without_a_working_directory(tmp_path: Path, monkeypatch
             "Listen: 25 owner=mail",
             "FILE:2: Listen: owner= and mode= are for unix sockets; give a full path, or leave them out",
         ),
-        ("Listen: /in mode=0999", 'FILE:2: Listen: "0999" is no mode; give three or four octal digits, such as 0660'),
-        ("Listen: /in mode=1777", 'FILE:2: Listen: "1777" is no mode; give three or four octal digits, such as 0660'),
+        *(
+            (
+                f"Listen: /in mode={mode}",
+                f'FILE:2: Listen: "{mode}" is no mode; give octal digits from 0 to 0777, such as 0660',
+            )
+            for mode in ("0999", "1777", "00660", "rw", "")
+        ),
+        ("Listen: /in onwer=mail", 'FILE:2: Listen: "onwer=" is not known; give owner= or mode='),
         ("Listen: /in owner=a:b:c", 'FILE:2: Listen: "a:b:c" is no owner; give USER or USER:GROUP'),
         ("Listen: /in mode=600 mode=666", 'FILE:2: Listen: "mode=" is given twice; give it once'),
         ("OutTLS: on", 'FILE:2: OutTLS: "on" is not known; give off, may, encrypt or verify'),
@@ -227,6 +234,18 @@ def test_a_relative_path_without_a_working_directory(tmp_path: Path, monkeypatch
         (
             "TrustedClients: 192.0.2.1/24",
             'FILE:2: TrustedClients: "192.0.2.1/24" has bits behind its prefix; give 192.0.2.0/24',
+        ),
+        (
+            "TrustedClients: ::ffff:192.0.2.1/120",
+            'FILE:2: TrustedClients: "::ffff:192.0.2.1/120" has bits behind its prefix; give 192.0.2.0/24',
+        ),
+        *(
+            (
+                f"TrustedClients: {word}",
+                f'FILE:2: TrustedClients: "{word}" is no network; give IP addresses, networks such as 192.0.2.0/24, '
+                "and paths of unix sockets",
+            )
+            for word in ("[::1", "::1]", "fe80::1%eth0", "192.0.2.0/33")
         ),
         (
             "TrustedClients: /in",

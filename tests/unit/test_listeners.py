@@ -228,17 +228,39 @@ def test_the_owner_of_a_socket(path: Path) -> None:
 
 
 def test_an_owner_that_does_not_exist(path: Path) -> None:
-    with pytest.raises(StartError, match="there is no user nobody-here; give one that exists"):
-        listen(UnixAddress(str(path)), owner="nobody-here")
-    with pytest.raises(StartError, match="there is no group no-group-here; give one that exists"):
-        listen(UnixAddress(str(path)), group="no-group-here")
+    # The highest number means "as it is" to chown(2); whoever writes it wants something else.
+    for name in ("nobody-here", "4294967295", "9" * 5000, "²"):
+        with pytest.raises(StartError, match=f"there is no user {name}; give one that exists"):
+            listen(UnixAddress(str(path)), owner=name)
+        with pytest.raises(StartError, match=f"there is no group {name}; give one that exists"):
+            listen(UnixAddress(str(path)), group=name)
+        assert not path.exists()
 
 
 def test_a_socket_that_cannot_be_given_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(*_arguments: object) -> None:
+    def forbidden(*_arguments: object, **_options: object) -> None:
         raise PermissionError(errno.EPERM, "no")
 
     monkeypatch.setattr(f"{MODULE}.os.chown", forbidden)
     with pytest.raises(StartError, match="Operation not permitted; only root can give a socket away"):
         listen(UnixAddress(str(path)), owner="0")
     assert not path.exists()
+
+
+@pytest.mark.root
+def test_what_a_link_in_place_of_the_socket_leads_to_is_not_given_away(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = path.with_name("target")
+    target.write_text("precious")
+    chmod = os.chmod
+
+    def swap(name: str, mode: int) -> None:
+        chmod(name, mode)
+        path.unlink()
+        path.symlink_to(target)
+
+    monkeypatch.setattr(f"{MODULE}.os.chmod", swap)
+    (sock,) = listen(UnixAddress(str(path)), owner="1", group="1", mode=0o600)
+    sock.close()
+    assert target.stat().st_uid == 0

@@ -77,6 +77,7 @@ _AUTHENTICATED = 235
 _AUTH_CONTINUES = 334
 _START_INPUT = 354
 _CLOSING = 421
+_BAD_SEQUENCE = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ class Relay:
         "_held",
         "_hello",
         "_hello_due",
+        "_hop_hello",
         "_identity",
         "_input",
         "_input_ended",
@@ -215,6 +217,8 @@ class Relay:
         self._hello = b""
         self._extended = False
         self._hello_due = terms.announce
+        # The next hop's last good answer to it.
+        self._hop_hello: Reply | None = None
         self._announced = not terms.announce
         self._announcing: deque[bytes] = deque()
         self._forwarded = False
@@ -924,9 +928,23 @@ class Relay:
         self._read_client()
 
     def _on_hello(self, reply: Reply) -> None:
-        if not reply.positive:
+        if reply.positive:
+            self._hop_hello = reply
+            self._welcome(reply)
+        elif reply.code == _BAD_SEQUENCE and self._hop_hello is not None:
+            # RFC 5321 section 4.1.4 lets a client repeat its EHLO, as it must behind STARTTLS. OpenSMTPD has none
+            # of it; what RSET does is the rest of what EHLO would have done.
+            self._ask(b"RSET\r\n", self._on_rset_for_hello)
+        else:
             self._pass_on(reply)
-            return
+
+    def _on_rset_for_hello(self, reply: Reply) -> None:
+        self._on_own_rset(reply)
+        if reply.positive and self._hop_hello is not None:
+            self._welcome(self._hop_hello)
+
+    def _welcome(self, reply: Reply) -> None:
+        """Answer the client's introduction, to which ``reply`` was the next hop's answer."""
         self._forget_envelope()
         self._hello_due = False
         extended = self._extended or self._terms.lmtp_server

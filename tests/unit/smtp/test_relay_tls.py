@@ -348,3 +348,52 @@ def test_a_client_that_leaves_before_it_was_greeted() -> None:
     """,
         MAY,
     )
+
+
+def test_a_next_hop_that_hears_no_second_ehlo() -> None:
+    again = """
+        >> EHLO client.example
+        -> EHLO client.example
+        <- 503 5.5.1 Already identified
+        -> RSET
+    """
+    play(
+        STARTED
+        + """
+        .. client-secured
+    """
+        + again
+        + """
+        <- 250 ok
+        << 250-clamsmtpd.localdomain
+        << 250-PIPELINING
+        << 250 CHUNKING
+        >> MAIL FROM:<a@example.org>
+        -> MAIL FROM:<a@example.org>
+    """,
+        OFFERED,
+    )
+    play(
+        STARTED
+        + """
+        .. client-secured
+    """
+        + again
+        + """
+        <- 451 no
+        ** note next hop answered RSET with 451 no
+        ** close server
+        << 421 4.3.0 Next hop gave an answer out of order; try again later
+        ** close client
+    """,
+        OFFERED,
+    )
+    play(
+        GREETING
+        + """
+        >> EHLO client.example
+        -> EHLO client.example
+        <- 503 5.5.1 What?
+        << 503 5.5.1 What?
+    """
+    )
