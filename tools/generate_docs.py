@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from clamsmtpd.config import SETTINGS, Setting
-from clamsmtpd.smtp.capabilities import PASSED
+from clamsmtpd.smtp.capabilities import OURS, PASSED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,9 +39,9 @@ def manual_settings() -> str:
     return "\n".join(items)
 
 
-def manual_keywords() -> str:
-    """Return the list of EHLO keywords for clamsmtpd(8)."""
-    return "\n".join(f".It Li {keyword.decode()}\n{mdoc_text(reason)}" for keyword, reason in PASSED.items())
+def manual_keywords(keywords: Mapping[bytes, str]) -> str:
+    """Return a list of EHLO keywords for clamsmtpd(8)."""
+    return "\n".join(f".It Li {keyword.decode()}\n{mdoc_text(reason)}" for keyword, reason in keywords.items())
 
 
 def sample() -> str:
@@ -77,7 +78,9 @@ def main() -> int:
     """Write or check all files."""
     manual8, manual5 = ROOT / "man/clamsmtpd.8", ROOT / "man/clamsmtpd.conf.5"
     wanted = {
-        manual8: between_markers(manual8.read_text(), '.\\"', {"keywords": manual_keywords()}),
+        manual8: between_markers(
+            manual8.read_text(), '.\\"', {"keywords": manual_keywords(PASSED), "own keywords": manual_keywords(OURS)}
+        ),
         manual5: between_markers(manual5.read_text(), '.\\"', {"settings": manual_settings()}),
         ROOT / "etc/clamsmtpd.conf.sample": sample(),
     }

@@ -203,7 +203,7 @@ def _trusted_clients(text: str) -> TrustedClients:
     return TrustedClients(tuple(networks), frozenset(sockets))
 
 
-_BRACKETS = re.compile(r"\A\[([0-9A-Fa-f:.]+)\](?=/|\Z)")
+_BRACKETS = re.compile(r"^\[([^\]]+)\](?=/|$)")
 
 # ::ffff:0:0/96, RFC 4291 section 2.5.5.2.
 _MAPPED_PREFIX = 96

@@ -242,8 +242,10 @@ def test_a_relative_path_without_a_working_directory(tmp_path: Path, monkeypatch
         *(
             (
                 f"TrustedClients: {word}",
-                f'FILE:2: TrustedClients: "{word}" is no network; give IP addresses, networks such as 192.0.2.0/24, '
-                "and paths of unix sockets",
+                (
+                    f'FILE:2: TrustedClients: "{word}" is no network; give IP addresses, networks such as '
+                    "192.0.2.0/24, and paths of unix sockets"
+                ),
             )
             for word in ("[::1", "::1]", "fe80::1%eth0", "192.0.2.0/33")
         ),
