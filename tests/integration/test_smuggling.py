@@ -54,7 +54,8 @@ def test_no_second_transaction_whatever_ends_a_line(clamd: Clamd, start_daemon: 
             "OpenSMTPD": OpenSmtpd,
             "Dovecot": Dovecot,
         }
-        behind = stack.enter_context(start[server]())
+        behind = start[server]()
+        stack.callback(behind.stop)
         address = behind.reinjection if isinstance(behind, Postfix) else behind.address
         assert accepts((address.host or "", address.port))
         lmtp = server == "Dovecot"
