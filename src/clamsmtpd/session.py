@@ -314,7 +314,7 @@ class Session:
     def client_full(self, *, full: bool) -> None:
         """React to a client that does not read its replies: read no more of its commands."""
         self._client_full = full
-        self._set_reading()
+        self.run(self.relay.client_full, full=full)
 
     def _secure_client(self, _effect: SecureClient) -> None:
         self._flush()

@@ -301,6 +301,56 @@ def test_a_next_hop_whose_handshake_fails(tmp_path: Path, pki: Pki, level: str, 
     run(main())
 
 
+class Fleeing(SecureHop):
+    """A next hop that closes the connection in place of its handshake; on the second connection it is a plain one."""
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.connections > 1:
+            await super()._talk(reader, writer)
+            return
+        writer.write(b"220 hop\r\n")
+        await reader.readline()
+        writer.write(b"250-hop\r\n250 STARTTLS\r\n")
+        await reader.readline()
+        writer.write(b"220 go\r\n")
+        await reader.read(1)
+
+
+@pytest.mark.parametrize(("level", "reply"), [("may", b"220 "), ("encrypt", b"421 4.7.4 ")])
+def test_a_next_hop_that_leaves_in_its_handshake(tmp_path: Path, level: str, reply: bytes) -> None:
+    async def main() -> None:
+        async with world(tmp_path, f"OutTLS: {level}", hop=Fleeing()) as here:
+            client = await here.client()
+            assert (await client.reply()).startswith(reply)
+            client.close()
+            await gone(here)
+            assert not here.server._host.outgoing
+
+    run(main())
+
+
+@pytest.mark.parametrize("level", ["may", "encrypt"])
+def test_draining_while_we_shake_hands_with_the_next_hop(tmp_path: Path, level: str) -> None:
+    class Slow(SecureHop):
+        async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 hop\r\n")
+            await reader.readline()
+            writer.write(b"250-hop\r\n250 STARTTLS\r\n")
+            await reader.readline()
+            writer.write(b"220 go\r\n")
+            await reader.read()
+
+    async def main() -> None:
+        async with world(tmp_path, f"OutTLS: {level}", "TimeOut: 1", hop=Slow()) as here:
+            client = await here.client()
+            await asyncio.sleep(0.1)
+            here.stop.set()
+            assert (await client.rest()).startswith(b"421 ")
+            await asyncio.wait_for(here.served, 10)
+
+    run(main())
+
+
 def test_a_client_that_leaves_while_we_shake_hands_with_the_next_hop(tmp_path: Path, pki: Pki) -> None:
     class Silent(SecureHop):
         async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -537,5 +587,31 @@ def test_a_large_message_in_chunks(tmp_path: Path) -> None:
             assert sent == text.replace(b"\r\n.", b"\r\n..").replace(
                 b"\r\n\r\n", b"\r\nX-Virus-Scanned: ClamAV using ClamSMTP\r\n\r\n", 1
             )
+
+    run(main())
+
+
+def test_a_client_that_pipelines_and_never_reads_takes_no_memory(tmp_path: Path) -> None:
+    hop = Hop(replies={"EHLO": b"250-hop\r\n250 PIPELINING\r\n", "RCPT": b"250 " + b"x" * 200 + b"\r\n"})
+
+    async def main() -> None:
+        async with world(tmp_path, hop=hop) as here:
+            client = await here.client()
+            await client.envelope()
+            client.writer.transport.set_write_buffer_limits(high=0)
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                while sent < 1_000_000:
+                    client.send(b"RCPT TO:<b@example.org>\r\n" * 1000)
+                    sent += 1000
+                    await asyncio.wait_for(client.writer.drain(), 1)
+            # It was stopped by what the sockets hold, and by nothing of ours that grows.
+            assert sent < 1_000_000
+            (session,) = here.server._sessions
+            assert len(session.relay._input) < 400_000
+            assert session._client is not None
+            assert session._client.get_write_buffer_size() < 400_000
+            client.writer.transport.abort()
+            await gone(here)
 
     run(main())

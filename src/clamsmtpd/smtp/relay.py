@@ -156,6 +156,7 @@ class Relay:
         "_chunk_left",
         "_chunk_length",
         "_chunk_refusal",
+        "_client_full",
         "_client_gone",
         "_decision",
         "_draining",
@@ -200,6 +201,7 @@ class Relay:
         self._phase = _Phase.PREPARING
         self._draining = False
         self._client_gone = False
+        self._client_full = False
         self._server_gone = False
         self._said_421 = False
         # The client's input, and a line of it whose turn has not come.
@@ -322,6 +324,12 @@ class Relay:
                 self._close(replies.NEXT_HOP_INSECURE)
         return self._take_effects()
 
+    def client_full(self, *, full: bool) -> list[Effect]:
+        """Learn that the client does not take its replies, or takes them again: no command is begun meanwhile."""
+        self._client_full = full
+        self._read_client()
+        return self._take_effects()
+
     def client_lost(self) -> list[Effect]:
         """Learn that nothing can be said to the client any more."""
         self._client_gone = self._input_ended = True
@@ -417,10 +425,13 @@ class Relay:
             elif not self._may_read_line() or not self._read_line():
                 break
         # All input has been used, and there will be no more: not of a command, nor of a text.
-        if self._input_ended and self.awaits in (Awaits.COMMAND, Awaits.DATA):
+        if self._input_ended and not self._client_full and self.awaits in (Awaits.COMMAND, Awaits.DATA):
             self._close(linger=False)
 
     def _may_read_line(self) -> bool:
+        if self._client_full:
+            # Each command makes a reply, which would wait in memory.
+            return False
         if self._owed:
             return self._phase is _Phase.COMMAND and self._grouped and len(self._owed) < OUTSTANDING_MAX
         return self._phase in (_Phase.COMMAND, _Phase.AUTH)

@@ -282,6 +282,20 @@ def test_what_is_outstanding_has_a_bound() -> None:
     assert [type(effect) for effect in effects] == [ToClient] * 3 + [ToServer] * 3
 
 
+def test_no_command_is_begun_for_a_client_that_does_not_read() -> None:
+    relay = play(EHLO)
+    assert relay.client_full(full=True) == []
+    assert relay.client_data(b"NOOP\r\nWHAT\r\n") == []
+    assert relay.client_eof() == []
+    assert relay.client_full(full=False) == [ToServer(b"NOOP\r\n")]
+    assert relay.client_full(full=True) == []
+    assert relay.server_data(b"250 ok\r\n") == [ToClient(b"250 ok\r\n")]
+    assert relay.awaits is Awaits.COMMAND
+    effects = relay.client_full(full=False)
+    assert effects[0] == ToClient(b"500 5.5.1 Command not recognized\r\n")
+    assert [type(effect).__name__ for effect in effects[1:]] == ["CloseServer", "CloseClient"]
+
+
 def test_a_client_that_leaves_in_a_batch_gets_its_replies_first() -> None:
     relay = play(EHLO)
     relay.client_data(b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.org>\r\n")
