@@ -335,7 +335,8 @@ class Session:
                 ssl_handshake_timeout=self._host.settings.time_out,
                 ssl_shutdown_timeout=LINGER_LIMIT,
             )
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, RuntimeError) as error:
+            # RuntimeError: the connection was lost before the handshake began.
             self._client_handshake = None
             _log.info("%s: TLS handshake with the client failed: %s", self.tag, describe(error))
             client.abort()
@@ -445,8 +446,8 @@ class Session:
                 ssl_handshake_timeout=self._host.settings.time_out,
                 ssl_shutdown_timeout=LINGER_LIMIT,
             )
-        except (OSError, ssl.SSLError, ValueError) as error:
-            # ValueError: a name that no certificate can have.
+        except (OSError, RuntimeError, ValueError) as error:
+            # RuntimeError: as above. ValueError: a name that no certificate can have.
             self._server_handshake = None
             self._drop_server()
             self.run(self.relay.server_insecure, f"TLS handshake failed: {describe(error)}")

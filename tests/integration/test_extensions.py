@@ -24,7 +24,7 @@ from tests.support.exim import EVERY_EXTENSION, Exim
 from tests.support.haproxy import HAProxy
 from tests.support.opensmtpd import OpenSmtpd
 from tests.support.postfix import Postfix
-from tests.support.process import free_port
+from tests.support.process import ProgramError, free_port
 from tests.support.sink import Sink
 
 pytestmark = pytest.mark.timeout(120)
@@ -206,6 +206,25 @@ def test_swaks_openssl_curl_and_nodemailer_use_tls(
     assert daemon.log().count("client uses TLSv1.") == 4
     old = run("openssl", "s_client", "-starttls", "smtp", "-connect", f"127.0.0.1:{port}", "-tls1_1")
     assert old.returncode != 0
+
+
+@pytest.mark.root
+def test_a_key_for_root_only_is_read_before_root_is_given_up(
+    clamd: Clamd, sink: Sink, start_daemon: Start, certificate: Certificate
+) -> None:
+    certificate.key.chmod(0o600)
+    daemon = start_daemon(f"OutAddress: {sink.address}", f"ClamAddress: {clamd.tcp}", "User: nobody", *tls(certificate))
+    daemon.wait_for_log(f"TLSCertificate: the daemon's user cannot read {certificate.key}; restart the daemon when")
+    with smtplib.SMTP("127.0.0.1", daemon.port) as client:
+        client.starttls(context=ssl.create_default_context(cafile=certificate.authority))
+        client.sendmail("a@example.test", ["b@example.test"], CLEAN)
+    sink.wait_for_messages(1)
+
+
+def test_a_bad_certificate_stops_the_start(start_daemon: Start, tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("no certificate")
+    with pytest.raises(ProgramError, match="no certificate with its key; give both in PEM format"):
+        start_daemon("OutAddress: 25", f"TLSCertificate: {tmp_path}/cert.pem")
 
 
 @pytest.mark.parametrize("level", ["may", "encrypt", "verify"])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import socket
 import ssl
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +140,31 @@ def test_a_client_that_leaves_in_its_handshake(tmp_path: Path, pki: Pki, says: b
             await gone(here)
 
     run(main())
+
+
+def test_clients_that_break_off_at_any_moment_around_starttls(
+    tmp_path: Path, pki: Pki, caplog: pytest.LogCaptureFixture
+) -> None:
+    reset = struct.pack("ii", 1, 0)
+
+    async def main() -> None:
+        async with world(tmp_path, *pki.settings) as here:
+            for number in range(60):
+                client = await here.client()
+                await client.reply()
+                await client.ask(EHLO)
+                client.send(b"STARTTLS\r\n" + (b"\x16\x03\x01\x02\x00" if number % 3 == 0 else b""))
+                for _ in range(number % 7):
+                    await asyncio.sleep(0)
+                if number % 2:
+                    sock = client.writer.get_extra_info("socket")
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                client.writer.transport.abort()
+            await gone(here)
+            gc.collect()
+
+    run(main())
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_client_that_never_begins_its_handshake(tmp_path: Path, pki: Pki) -> None:
