@@ -288,11 +288,13 @@ class Session:
     def _begin_behind_proxy(self, proxied: Proxied) -> None:
         proxy = self._route.client
         source = proxied.source
+        # Trust in the proxy is no trust in all that comes through it.
+        terms = self._terms(trusted=source is not None and self._is_trusted(source))
+        identity = identify(*self._ends)
         if source is not None:
-            # Trust in the proxy is no trust in all that comes through it.
-            terms = self._terms(trusted=self._is_trusted(source))
-            self.relay = Relay(terms, replace(identify(source, proxied.destination), learnt=True))
+            identity = replace(identify(source, proxied.destination), learnt=True)
             self._route = replace(self._route, client=host_of(source))
+        self.relay = Relay(terms, identity)
         _log.info("%s: accepted connection from: %s (through the proxy %s)", self.tag, self._route.client, proxy)
 
     def client_eof(self) -> bool:

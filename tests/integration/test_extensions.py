@@ -328,6 +328,18 @@ def test_xclient_from_a_trusted_client_goes_on_to_postfix(clamd: Clamd, start_da
 
 
 @pytest.mark.root
+def test_xclient_tells_dovecot_too(clamd: Clamd, start_daemon: Start) -> None:
+    with Dovecot() as dovecot:
+        daemon = start_daemon(
+            f"OutAddress: lmtp:{dovecot.address}", f"ClamAddress: {clamd.unix}", "XClient: on", lmtp=True
+        )
+        with smtplib.LMTP("127.0.0.1", daemon.port, source_address=("127.0.0.66", 0)) as client:
+            client.sendmail("a@example.test", ["b@example.test"], CLEAN)
+        (text,) = dovecot.wait_for_messages(1)
+        assert b"([127.0.0.66])" in text
+
+
+@pytest.mark.root
 def test_the_log_of_postfix_hears_by_xforward_who_the_client_is(clamd: Clamd, start_daemon: Start) -> None:
     with Postfix() as postfix:
         daemon = start_daemon(

@@ -508,11 +508,12 @@ def test_who_is_not_trusted_may_not_be_a_proxy(tmp_path: Path) -> None:
     run(main())
 
 
-def test_trust_in_a_proxy_is_no_trust_in_those_behind_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("header", [b"PROXY TCP4 192.0.2.9 192.0.2.25 4711 25\r\n", b"PROXY UNKNOWN\r\n"])
+def test_trust_in_a_proxy_is_no_trust_in_those_behind_it(tmp_path: Path, header: bytes) -> None:
     async def main() -> None:
         async with world(tmp_path, *PROXY) as here:
             client = await here.client()
-            client.send(b"PROXY TCP4 192.0.2.9 192.0.2.25 4711 25\r\n")
+            client.send(header)
             assert (await client.reply()).startswith(b"220 ")
             assert b"XCLIENT" not in await client.ask(EHLO)
             assert (await client.ask(b"XCLIENT ADDR=192.0.2.10")).startswith(b"550 5.7.0 ")
