@@ -1052,7 +1052,8 @@ class Relay:
         """End the dialogue on both sides; ``reply`` is the last thing that the client hears."""
         if self._phase is _Phase.CLOSED:
             return
-        if reply is not None:
+        # Within a handshake there is no way to say anything.
+        if reply is not None and self._phase is not _Phase.HANDSHAKE:
             self._say(reply)
         self._discard()
         if not self._server_gone:

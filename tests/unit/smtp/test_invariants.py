@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,10 +117,10 @@ class Watcher:
     server_closed: bool = False
     securing_client: bool = False
     securing_server: bool = False
-    owed: int = 1
-    replies: list[bytes] = field(default_factory=list)
+    storing: bool = False
 
     def watch(self, effects: list[Effect]) -> None:
+        self.storing = any(isinstance(effect, Store) for effect in effects)
         for effect in effects:
             match effect:
                 case ToClient(data):
@@ -141,7 +141,7 @@ class Watcher:
                     assert self.stored
                 case Discard():
                     assert self.stored
-                    self.stored = False
+                    self.stored = self.inspecting = self.delivering = False
                 case Inspect():
                     assert self.stored
                     self.inspecting = True
@@ -172,6 +172,10 @@ class Watcher:
                 self.inspecting = False
                 self.delivering = isinstance(argument, Deliver)
                 self.watch(relay.decide(argument))  # type: ignore[arg-type]
+        elif name == "storage_failed":
+            # It is a store that fails, when it is carried out.
+            if self.storing:
+                self.watch(relay.storage_failed())
         elif name in ("full", "empty"):
             self.watch(relay.client_full(full=name == "full"))
         elif name == "client_secured":

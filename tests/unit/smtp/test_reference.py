@@ -5,6 +5,7 @@ A next hop with fixed habits answers; the network cuts what both sides send in e
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -71,7 +72,8 @@ def insert(text: bytes) -> bytes:
     """Put the field in by walking the lines."""
     at = 0
     for line in text.split(b"\r\n")[:-1]:
-        if not (line.startswith(b"A:") or (at and line.startswith(b" "))):
+        # Chunks may put two texts together, and their seam may look like a field.
+        if not (re.match(rb"[!-9;-~]+[ \t]*:", line) or (at and line.startswith(b" "))):
             break
         at += len(line) + 2
     blank_first = not at and text[:1] == b" "
