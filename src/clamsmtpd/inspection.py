@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from clamsmtpd import hooks, policy
-from clamsmtpd.clamd.client import Scanner
+from clamsmtpd.clamd.client import EarlyScan, Scanner
 from clamsmtpd.config import Settings
 from clamsmtpd.headers import HeaderTemplate
 from clamsmtpd.hooks import HookRunner
@@ -57,12 +57,18 @@ class Inspector:
         self._template = HeaderTemplate(settings.header)
         self._clock = clock
 
-    async def inspect(self, message: Spool, envelope: Envelope, route: Route, *, stuffed: bool) -> Decision:
+    def begin(self, message: Spool) -> EarlyScan | None:
+        """Have a message scanned while it comes in, where that saves time; cancel it if the message is given up."""
+        return self._scanner.begin(message)
+
+    async def inspect(
+        self, message: Spool, envelope: Envelope, route: Route, *, stuffed: bool, early: EarlyScan | None = None
+    ) -> Decision:
         """Scan a whole message, log its one line, keep and report a virus, and decide.
 
         Whatever goes wrong on this side ends in :class:`Defer`: the client keeps its message.
         """
-        verdict = await self._scan(message, stuffed=stuffed)
+        verdict = await self._scan(message, early, stuffed=stuffed)
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s: %s", route.tag, message_line(envelope, verdict))
         if isinstance(verdict, Unscanned):
@@ -78,10 +84,10 @@ class Inspector:
         field = template.render(client=route.client, local=route.local, clock=self._clock)
         return policy.decide(verdict, self._settings.action, Deliver(field, on_top=template.on_top))
 
-    async def _scan(self, message: Spool, *, stuffed: bool) -> Verdict:
+    async def _scan(self, message: Spool, early: EarlyScan | None, *, stuffed: bool) -> Verdict:
         try:
             message.seal(stuffed=stuffed)
-            return await self._scanner.scan(message)
+            return await self._scanner.scan(message, early)
         except OSError as error:
             return Unscanned(f"spool in {self._settings.temp_directory}: {error}")
 

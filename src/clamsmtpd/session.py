@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import ClassVar, ParamSpec, cast
 
+from clamsmtpd.clamd.client import EarlyScan
 from clamsmtpd.config import Settings
 from clamsmtpd.deadlines import LINGER_LIMIT, Deadline
 from clamsmtpd.inspection import Inspector, Route
@@ -139,6 +140,7 @@ class Session:
         "_connecting",
         "_deadline",
         "_debug",
+        "_early",
         "_ends",
         "_host",
         "_inspecting",
@@ -198,6 +200,7 @@ class Session:
         self._connecting: asyncio.Task[None] | None = None
         self._inspecting: asyncio.Task[None] | None = None
         self._spool: Spool | None = None
+        self._early: EarlyScan | None = None
         self._pieces: Iterator[bytes] | None = None
         self._client_octets = 0
         self._sent_octets = 0
@@ -523,6 +526,7 @@ class Session:
         settings = self._host.settings
         name = f"clamsmtpd-{self.tag}"
         self._spool = Spool(settings.temp_directory, name, keep=settings.debug_files)
+        self._early = self._host.inspector.begin(self._spool)
 
     def _store(self, effect: Store) -> None:
         if self._spool is None:
@@ -541,7 +545,9 @@ class Session:
     async def _judge(self, spool: Spool, effect: Inspect) -> None:
         decision: Decision
         try:
-            decision = await self._host.inspector.inspect(spool, effect.envelope, self._route, stuffed=effect.stuffed)
+            decision = await self._host.inspector.inspect(
+                spool, effect.envelope, self._route, stuffed=effect.stuffed, early=self._early
+            )
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become a delivery
             _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
             _log.debug("%s: traceback", self.tag, exc_info=error)
@@ -588,6 +594,9 @@ class Session:
 
     def _discard(self, _effect: Discard | None = None) -> None:
         self._pieces = None
+        if self._early is not None:
+            self._early.cancel()
+            self._early = None
         if self._inspecting is not None:
             self._inspecting.cancel()
             self._inspecting = None

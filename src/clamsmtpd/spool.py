@@ -7,14 +7,18 @@ import errno
 import os
 import secrets
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar
 
-from clamsmtpd.smtp.body import unstuff
+from clamsmtpd.smtp.body import Unstuffing, unstuff
 
-__all__ = ["MEMORY_MAX", "Spool"]
+__all__ = ["MEMORY_MAX", "TOTAL_MEMORY_MAX", "Follower", "Spool"]
 
 #: Octets of a message that stay in memory.
 MEMORY_MAX = 262144
+
+#: Octets of all messages together that stay in memory. With more on their way, each goes to a file at once.
+TOTAL_MEMORY_MAX = 64 * 1024 * 1024
 
 #: Octets read from a file at once.
 _PIECE = 262144
@@ -35,7 +39,24 @@ class Spool:
     ``temp_directory`` in the end, as ``clamsmtpd.XXXXXX`` (setting DebugFiles). Methods that store raise OSError.
     """
 
-    __slots__ = ("_chunks", "_directory", "_fd", "_keep", "_name", "_path", "_plain_fd", "_stuffed", "size")
+    __slots__ = (
+        "_chunks",
+        "_directory",
+        "_fd",
+        "_handed_out",
+        "_keep",
+        "_name",
+        "_on_growth",
+        "_path",
+        "_plain_fd",
+        "_stored",
+        "_stuffed",
+        "sealed",
+        "size",
+    )
+
+    #: Octets of all messages that are in memory.
+    in_memory: ClassVar[int] = 0
 
     def __init__(self, temp_directory: str, name: str, *, keep: bool = False) -> None:
         self._directory = temp_directory
@@ -50,20 +71,36 @@ class Spool:
         self._plain_fd = -1
         self._path: str | None = None
         self._stuffed = False
+        # Octets that have reached memory or the file.
+        self._stored = 0
+        #: Whether the text is complete.
+        self.sealed = False
+        # Whether clamd, which shares it, may have moved the position in the file.
+        self._handed_out = False
+        self._on_growth: Callable[[], None] | None = None
 
     def append(self, data: bytes) -> None:
         """Store the next octets. Raises OSError, such as for a full disk; the spool is then good for nothing."""
+        start = self.size
         self.size += len(data)
         if self._fd >= 0:
-            _write(self._fd, data)
-            return
-        self._chunks.append(data)
-        if self.size > MEMORY_MAX:
-            self._fd = _open_unnamed(self._directory)
-            _write(self._fd, b"".join(self._chunks))
-            self._chunks.clear()
-        elif len(self._chunks) > _CHUNKS_MAX:
-            self._chunks = [b"".join(self._chunks)]
+            _write(self._fd, data, start)
+        else:
+            self._chunks.append(data)
+            Spool.in_memory += len(data)
+            if self.size > MEMORY_MAX or Spool.in_memory > TOTAL_MEMORY_MAX:
+                self._fd = _open_unnamed(self._directory)
+                _write(self._fd, b"".join(self._chunks), 0)
+                self._leave_memory()
+            elif len(self._chunks) > _CHUNKS_MAX:
+                self._chunks = [b"".join(self._chunks)]
+        self._stored += len(data)
+        if self._on_growth is not None:
+            self._on_growth()
+
+    def _leave_memory(self) -> None:
+        Spool.in_memory -= sum(map(len, self._chunks))
+        self._chunks = []
 
     def seal(self, *, stuffed: bool) -> None:
         """Take the text as complete. ``stuffed``: some of its lines start with a dot.
@@ -71,10 +108,11 @@ class Spool:
         Raises OSError when an append failed before: half a message must not get a verdict.
         """
         self._stuffed = stuffed
-        if self._fd >= 0 and os.fstat(self._fd).st_size != self.size:
+        if self._stored != self.size:
             raise OSError(errno.EIO, "the spool file is not whole")
         if len(self._chunks) > 1:
             self._chunks = [b"".join(self._chunks)]
+        self.sealed = True
 
     # ---- for the next hop ---------------------------------------------------------------------
 
@@ -91,11 +129,6 @@ class Spool:
 
     # ---- for the scanner: the text without stuffed dots ---------------------------------------
 
-    @property
-    def scan_size(self) -> int:
-        """Octets that the scanner will see; it may cost reading the text."""
-        return sum(map(len, self.pieces())) if self._stuffed else self.size
-
     def descriptor(self) -> int:
         """Return an open file with the text, at its start. It stays ours. Raises OSError."""
         if self._fd >= 0 and not self._stuffed:
@@ -104,7 +137,10 @@ class Spool:
             if self._plain_fd < 0:
                 self._plain_fd = self._make_plain()
             plain = self._plain_fd
-        os.lseek(plain, 0, os.SEEK_SET)
+        # Nobody has moved it before: what is written is written at places of its own.
+        if self._handed_out:
+            os.lseek(plain, 0, os.SEEK_SET)
+        self._handed_out = True
         return plain
 
     def pieces(self) -> Iterator[bytes]:
@@ -115,6 +151,19 @@ class Spool:
         # In one piece, whatever it was appended or unstuffed in: each piece costs a system call.
         whole = b"".join(unstuff(self._chunks) if self._stuffed else self._chunks)
         return iter((whole,) if whole else ())
+
+    def follow(self, on_growth: Callable[[], None]) -> Follower:
+        """Return a reader of the text that need not be complete; ``on_growth`` is called whenever there is more."""
+        self._on_growth = on_growth
+        return Follower(self)
+
+    def read(self, start: int) -> bytes:
+        """Return some of the text as on the wire from octet ``start`` on. Raises OSError."""
+        if self._fd >= 0:
+            return os.pread(self._fd, _PIECE, start)
+        if len(self._chunks) > 1:
+            self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0][start:] if self._chunks else b""
 
     def path(self) -> str:
         """Return the name of a file with the text, for a clamd that takes no descriptors. Raises OSError.
@@ -144,7 +193,8 @@ class Spool:
                 if fd >= 0:
                     os.close(fd)
             self._fd = self._plain_fd = -1
-            self._chunks = []
+            self._leave_memory()
+            self._on_growth = None
             self.size = 0
             if self._path is not None:
                 with contextlib.suppress(FileNotFoundError):
@@ -209,16 +259,49 @@ def _open_unnamed(directory: str) -> int:
     return fd
 
 
-def _write(fd: int, data: bytes) -> None:
-    written = os.write(fd, data)
+class Follower:
+    """Reads the text of ``spool`` without stuffed dots, as far as it has come."""
+
+    __slots__ = ("_at", "_spool", "_unstuffing")
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._at = 0
+        self._unstuffing = Unstuffing()
+
+    @property
+    def left(self) -> int:
+        """Octets that are there and have not been read, with stuffed dots."""
+        return self._spool.size - self._at
+
+    @property
+    def complete(self) -> bool:
+        """Whether no more will come."""
+        return self._spool.sealed
+
+    def read(self) -> bytes:
+        """Return the next octets, 256 KiB at most; none if there are none. Raises OSError."""
+        while self.left > 0:
+            data = self._spool.read(self._at)
+            if not data:
+                raise OSError(errno.EIO, "the spool file ended early")
+            self._at += len(data)
+            if text := self._unstuffing.feed(data):
+                return text
+        return self._unstuffing.finish() if self.complete else b""
+
+
+def _write(fd: int, data: bytes, start: int) -> None:
+    written = os.pwrite(fd, data, start)
     while written < len(data):
-        data = data[written:]
-        written = os.write(fd, data)
+        written += os.pwrite(fd, data[written:], start + written)
 
 
 def _write_all(fd: int, pieces: Iterable[bytes]) -> None:
+    at = 0
     for piece in pieces:
-        _write(fd, piece)
+        _write(fd, piece, at)
+        at += len(piece)
 
 
 def _read(fd: int, start: int, stop: int) -> Iterator[bytes]:

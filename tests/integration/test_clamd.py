@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from clamsmtpd.clamd.client import Scanner
-from clamsmtpd.clamd.protocol import ReplyReader
+from clamsmtpd.clamd.protocol import Replies
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Address, Clean, Infected, UnixAddress, Unscanned, Verdict
 from tests.support.clamd import EICAR, EICAR_NAME, Clamd
@@ -45,8 +45,14 @@ def message(directory: Path, *pieces: bytes, stuffed: bool = False) -> Iterator[
         yield spool
 
 
-def scan(address: Address, spool: Spool, *, time_out: float = 30) -> Verdict:
-    return uvloop.run(Scanner(address, time_out=time_out).scan(spool))
+def scan(address: Address, spool: Spool, *, time_out: float = 30, by_path: bool = False) -> Verdict:
+    async def main() -> Verdict:
+        with contextlib.closing(Scanner(address, time_out=time_out)) as scanner:
+            # A clamd that takes no descriptors is left to the unit tests; these do.
+            scanner._passes_descriptors = not by_path
+            return await scanner.scan(spool)
+
+    return uvloop.run(main())
 
 
 HARMLESS = b"Subject: x\r\n\r\nharmless\r\n"
@@ -90,8 +96,8 @@ def test_the_log_of_clamd_names_the_connection(clamd: Clamd, tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_at_once(clamd: Clamd, tmp_path: Path, kind: str) -> None:
     async def main() -> list[Verdict]:
-        scanner = Scanner(address_of(clamd, kind), time_out=30)
         with contextlib.ExitStack() as stack:
+            scanner = stack.enter_context(contextlib.closing(Scanner(address_of(clamd, kind), time_out=30)))
             texts = [HARMLESS, EICAR] * 100
             spools = [stack.enter_context(message(tmp_path, text)) for text in texts]
             return await asyncio.gather(*map(scanner.scan, spools))
@@ -100,24 +106,19 @@ def test_many_at_once(clamd: Clamd, tmp_path: Path, kind: str) -> None:
 
 
 def test_a_path_where_descriptors_are_not_taken(clamd: Clamd, tmp_path: Path) -> None:
-    scanner = Scanner(clamd.unix, time_out=30)
-    # This clamd does take them, so the discovery that it does not is left to the unit tests.
-    scanner._passes_descriptors = False
     (tmp_path / "real: OK").mkdir()
     (tmp_path / "link").symlink_to("real: OK")
     for directory in (tmp_path / "real: OK", tmp_path / "link"):
         for text, verdict in ((HARMLESS, Clean()), (EICAR, Infected(EICAR_NAME)), (b"", Clean())):
             with message(directory, text) as spool:
-                assert uvloop.run(scanner.scan(spool)) == verdict
+                assert scan(clamd.unix, spool, by_path=True) == verdict
         assert os.listdir(directory) == []
 
 
 def test_a_path_that_clamd_cannot_open(clamd: Clamd, tmp_path: Path) -> None:
-    scanner = Scanner(clamd.unix, time_out=30)
-    scanner._passes_descriptors = False
     with message(tmp_path, HARMLESS) as spool:
         os.unlink(spool.path())
-        verdict = uvloop.run(scanner.scan(spool))
+        verdict = scan(clamd.unix, spool, by_path=True)
     assert isinstance(verdict, Unscanned)
     assert "No such file or directory" in verdict.reason
 
@@ -143,16 +144,17 @@ def test_half_a_command_is_answered_with_a_line_end(strict: Clamd) -> None:
         connection.sendall(b"zINS")
         reply = b"".join(iter(lambda: connection.recv(4096), b""))
     assert reply == b"COMMAND READ TIMED OUT\n"
-    verdict = ReplyReader(ReplyReader.STREAM_SUBJECT).feed(reply)
-    assert isinstance(verdict, Unscanned)
-    assert verdict.reason.startswith('it answered "COMMAND READ TIMED OUT"')
+    for numbered in (False, True):
+        replies = Replies(numbered=numbered)
+        assert replies.feed(reply) == []
+        assert replies.fault.startswith('it answered "COMMAND READ TIMED OUT"')
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_than_its_queue_holds(strict: Clamd, tmp_path: Path, kind: str) -> None:
     async def main() -> list[Verdict]:
-        scanner = Scanner(address_of(strict, kind), time_out=30)
         with contextlib.ExitStack() as stack:
+            scanner = stack.enter_context(contextlib.closing(Scanner(address_of(strict, kind), time_out=30)))
             spools = [stack.enter_context(message(tmp_path, EICAR)) for _ in range(300)]
             return await asyncio.gather(*map(scanner.scan, spools))
 

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from clamsmtpd.clamd.client import Scanner
+from clamsmtpd.clamd.client import EarlyScan, Scanner
 from clamsmtpd.config import Settings, load
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector, Route
@@ -30,7 +30,7 @@ class Oracle:
         self.verdict = verdict
         self.seen = b""
 
-    async def scan(self, message: Spool) -> Verdict:
+    async def scan(self, message: Spool, _early: EarlyScan | None = None) -> Verdict:
         self.seen = b"".join(message.pieces())
         if isinstance(self.verdict, OSError):
             raise self.verdict

@@ -57,7 +57,7 @@ def fails(code: int) -> OSError:
 
 def test_a_small_message_touches_no_disk(tmp_path: Path) -> None:
     spool = stored(tmp_path / "not there", b"Subject: x\r\n", b"\r\ntext\r\n")
-    assert spool.size == spool.scan_size == 20
+    assert spool.size == 20
     assert whole(spool.descriptor()) == b"Subject: x\r\n\r\ntext\r\n"
     name = os.readlink(f"/proc/self/fd/{spool.descriptor()}")
     assert name.startswith("/memfd:clamsmtpd-10002A"), "clamd's log shows it"
@@ -81,7 +81,7 @@ def test_the_largest_message_in_memory(tmp_path: Path) -> None:
 
 def test_an_empty_message(tmp_path: Path) -> None:
     spool = stored(tmp_path)
-    assert (spool.size, spool.scan_size) == (0, 0)
+    assert spool.size == 0
     assert list(spool.pieces()) == []
     assert whole(spool.descriptor()) == b""
     assert list(spool.wire(0, b"")) == []
@@ -181,7 +181,6 @@ def test_the_scanner_sees_no_stuffed_dots_and_the_next_hop_does(tmp_path: Path, 
     text = STUFFED + padding + STUFFED
     plain = unstuffed(text)
     spool = stored(tmp_path, text[:100], text[100:], stuffed=True)
-    assert spool.scan_size == len(plain)
     assert b"".join(spool.pieces()) == plain
     assert whole(spool.descriptor()) == plain
     assert b"".join(spool.wire(7, b"")) == text
@@ -282,7 +281,7 @@ def test_quarantine_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: 
     spool.close()
 
 
-@pytest.mark.parametrize("call", ["fsync", "write"])
+@pytest.mark.parametrize("call", ["fsync", "pwrite"])
 def test_a_file_that_cannot_be_completed_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -374,18 +373,18 @@ def test_a_missing_directory_is_told_when_it_is_needed(tmp_path: Path) -> None:
 def test_half_a_message_gets_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = Spool(str(tmp_path), "x")
     spool.append(b"x" * LARGE)
-    real = os.write
+    real = os.pwrite
     left = 5
 
-    def filling(descriptor: int, data: bytes) -> int:
+    def filling(descriptor: int, data: bytes, start: int) -> int:
         nonlocal left
         if not left:
             raise fails(errno.ENOSPC)
         left -= min(left, len(data))
-        return real(descriptor, data[:5])
+        return real(descriptor, data[:5], start)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clamsmtpd.spool.os.write", filling)
+        patch.setattr("clamsmtpd.spool.os.pwrite", filling)
         with pytest.raises(OSError, match="No space left"):
             spool.append(b"0123456789")
     spool.append(b"there is space again")
@@ -395,8 +394,8 @@ def test_half_a_message_gets_no_verdict(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_write_may_take_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
-    monkeypatch.setattr("clamsmtpd.spool.os.write", lambda fd, data: real(fd, data[:100_000]))
+    real = os.pwrite
+    monkeypatch.setattr("clamsmtpd.spool.os.pwrite", lambda fd, data, start: real(fd, data[:100_000], start))
     spool = stored(tmp_path, b"x" * LARGE)
     assert whole(spool.descriptor()) == b"x" * LARGE
     spool.close()
@@ -417,7 +416,7 @@ def test_no_space_for_the_unstuffed_text(tmp_path: Path, monkeypatch: pytest.Mon
         raise fails(errno.ENOSPC)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clamsmtpd.spool.os.write", full)
+        patch.setattr("clamsmtpd.spool.os.pwrite", full)
         with pytest.raises(OSError, match="No space left"):
             spool.descriptor()
     assert whole(spool.descriptor()) == b".\r\n"

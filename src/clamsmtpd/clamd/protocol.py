@@ -10,7 +10,26 @@ import re
 
 from clamsmtpd.values import Clean, Infected, Unscanned, Verdict
 
-__all__ = ["FILDES", "INSTREAM", "STREAM_END", "ReplyReader", "chunk_header", "path_subject", "scan_request"]
+__all__ = [
+    "FILDES",
+    "FILDES_SUBJECT",
+    "IDSESSION",
+    "INSTREAM",
+    "PING",
+    "STREAM_END",
+    "STREAM_SUBJECT",
+    "Replies",
+    "chunk_header",
+    "explain",
+    "is_unknown_command",
+    "path_subject",
+    "quote",
+    "scan_request",
+    "understand",
+]
+
+#: Begin a session: the connection stays, and requests and replies are numbered from 1.
+IDSESSION = b"zIDSESSION\0"
 
 #: Scan the open file whose descriptor comes along. Behind the command stands the one octet that
 #: carries the descriptor: without any octet of its own, the descriptor would be lost with the command's.
@@ -22,18 +41,30 @@ INSTREAM = b"zINSTREAM\0"
 #: The empty chunk that ends a stream.
 STREAM_END = b"\0\0\0\0"
 
+#: Say something: a session in which nothing is asked for some time is ended, even in the midst of a scan.
+PING = b"zPING\0"
+
+#: What clamd calls the thing that it scanned, in front of the colon.
+FILDES_SUBJECT = re.compile(rb"fd\[[0-9]+\]: ")
+STREAM_SUBJECT = re.compile(rb"stream: ")
+
 # A line that names a virus is short; whatever goes on and on is not clamd.
 _REPLY_MAX = 4096
 _NAME_MAX = 256
+_NUMBER_DIGITS_MAX = 10
 
-# Some errors come before clamd has looked at the command, with a line end in place of NUL.
-_END = re.compile(rb"[\0\n]")
-_FOUND = re.compile(rb"([^\r]+) FOUND\Z")
+_FOUND = re.compile(rb"([^\r\n]+) FOUND\Z")
 _NOT_GRAPHIC = re.compile(r"[^!-~]")
 _NOT_PRINTABLE = re.compile(r"[^ -~]")
 
-# What clamd answers when it was built without the passing of descriptors, or is older than it.
-_UNKNOWN = frozenset({b"UNKNOWN COMMAND", b"FILDES support not compiled in. ERROR"})
+# What clamd answers when it was built without the passing of descriptors, or is older than a command.
+_UNKNOWN = frozenset(
+    {
+        b"UNKNOWN COMMAND",
+        b"FILDES support not compiled in. ERROR",
+        b"Command invalid inside IDSESSION. ERROR",
+    }
+)
 
 # Errors of clamd that do not say what is to be done about them.
 _HINTS = {
@@ -52,75 +83,101 @@ def scan_request(path: str) -> bytes:
     return b"zSCAN " + path.encode("utf-8", "surrogateescape") + b"\0"
 
 
-def path_subject(*paths: str) -> bytes:
+def path_subject(*paths: str) -> re.Pattern[bytes]:
     """Return the pattern for a file that clamd may call by any of these names."""
-    return b"|".join(re.escape(path.encode("utf-8", "surrogateescape")) for path in paths)
+    names = b"|".join(re.escape(path.encode("utf-8", "surrogateescape")) for path in paths)
+    return re.compile(rb"(?:%b): " % names)
 
 
-class ReplyReader:
-    """Turns the reply to one scan request into a verdict, in whatever pieces it comes.
+class Replies:
+    """Cuts what clamd says on one connection into replies, in whatever pieces it comes.
 
-    ``subject`` is a pattern for what clamd calls the thing it scanned, in front of the colon.
-    ``unknown_command`` turns true when this clamd does not have the command at all.
+    ``numbered``: the connection is a session (IDSESSION). On any other there is one reply, which gets the number 1,
+    and nothing may stand behind it.
     """
 
-    __slots__ = ("_data", "_subject", "unknown_command")
+    __slots__ = ("_data", "_numbered", "fault", "strange")
 
-    FILDES_SUBJECT = rb"fd\[[0-9]+\]"
-    STREAM_SUBJECT = rb"stream"
-
-    def __init__(self, subject: bytes) -> None:
-        self._subject = subject
+    def __init__(self, *, numbered: bool) -> None:
+        self._numbered = numbered
         self._data = b""
-        self.unknown_command = False
+        #: Why nothing that comes after the last reply can be relied on; empty as long as all is well.
+        self.fault = ""
+        #: What stood there in place of a reply with a number.
+        self.strange = b""
 
-    def feed(self, data: bytes) -> Verdict | None:
-        """Take octets from clamd; return the verdict once the reply has ended, None until then.
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Take octets from clamd; return the numbers and texts of the replies that are complete with them.
 
-        Nothing may stand behind the reply. What comes after this has returned a verdict is not looked
-        at: waiting for clamd to close would cost every scan another turn of the event loop.
+        Look at :attr:`fault` afterwards. On a connection for one scan, what came along with a fault is no reply.
         """
-        self._data += data
-        end = _END.search(self._data)
-        if end is None:
-            return Unscanned("a reply without end") if len(self._data) > _REPLY_MAX else None
-        reply = self._data[: end.start()]
-        verdict = self._understand(reply) if end.group() == b"\0" else _fault(reply)
-        if end.end() < len(self._data) and not isinstance(verdict, Unscanned):
-            return Unscanned("octets behind its reply")
-        return verdict
-
-    def eof(self) -> Verdict:
-        """Return the verdict when clamd closes the connection without ending its reply."""
         if self._data:
-            return Unscanned(f"it closed the connection in the middle of its reply {_quote(self._data)}")
-        return Unscanned("it closed the connection without a reply")
+            data = self._data + data
+        *lines, self._data = data.split(b"\0")
+        found: list[tuple[int, bytes]] = []
+        for line in lines:
+            if not self._numbered:
+                found.append((1, line))
+                continue
+            number, colon, reply = line.partition(b": ")
+            if not colon or not number.isdigit() or len(number) > _NUMBER_DIGITS_MAX:
+                self.strange = line
+                self.fault = explain(line)
+                return found
+            found.append((int(number), reply))
+        if found and not self._numbered and (len(found) > 1 or self._data):
+            first = found[0][1]
+            # Of two errors the first is the reason.
+            verdict = first.endswith((b": OK", b" FOUND"))
+            self.fault = "octets behind its reply" if verdict else explain(first)
+        elif b"\n" in self._data:
+            # Some errors come before clamd has looked at the command: without number, and with a line end for NUL.
+            self.fault = explain(self._data.partition(b"\n")[0])
+        elif len(self._data) > _REPLY_MAX:
+            self.fault = "a reply without end"
+        return found
 
-    def _understand(self, reply: bytes) -> Verdict:
-        if reply in _UNKNOWN:
-            self.unknown_command = True
-        match = re.match(rb"(?:%b): " % self._subject, reply)
-        if match is None:
-            return _fault(reply)
-        result = reply[match.end() :]
-        if result == b"OK":
-            return Clean()
-        found = _FOUND.match(result)
-        if found and found.group(1).strip():
-            # Names come from the authors of signatures, and go to the log and to commands of the shell.
-            name = _NOT_GRAPHIC.sub("_", found.group(1).decode("latin-1"))
-            # "(null)" is what C prints for no name at all: clamd itself does not know what it found.
-            if len(name) <= _NAME_MAX and "(null)" not in name:
-                return Infected(name)
-        return _fault(reply)
+    def eof(self) -> str:
+        """Return what is to be said when clamd closes the connection and owes a reply."""
+        if self._data:
+            return f"it closed the connection in the middle of its reply {quote(self._data)}"
+        return "it closed the connection without a reply"
 
 
-def _fault(reply: bytes) -> Unscanned:
+def is_unknown_command(reply: bytes) -> bool:
+    """Tell whether this clamd does not have the command at all."""
+    return reply in _UNKNOWN
+
+
+def understand(reply: bytes, subject: re.Pattern[bytes]) -> Verdict:
+    """Return the verdict in a whole reply, without number and NUL, about what clamd calls ``subject``.
+
+    Only ``OK`` is clean.
+    """
+    match = subject.match(reply)
+    if match is None:
+        return Unscanned(explain(reply))
+    result = reply[match.end() :]
+    if result == b"OK":
+        return Clean()
+    found = _FOUND.match(result)
+    if found and found.group(1).strip():
+        # Names come from the authors of signatures, and go to the log and to commands of the shell.
+        name = _NOT_GRAPHIC.sub("_", found.group(1).decode("latin-1"))
+        # "(null)" is what C prints for no name at all: clamd itself does not know what it found.
+        if len(name) <= _NAME_MAX and "(null)" not in name:
+            return Infected(name)
+    return Unscanned(explain(reply))
+
+
+def explain(reply: bytes) -> str:
+    """Say in one readable line what clamd answered, and what is to be done about it where that is known."""
     if not reply.strip():
-        return Unscanned("an empty reply")
+        return "an empty reply"
     hint = _HINTS.get(reply.strip())
-    return Unscanned(f"it answered {_quote(reply)}" + (f": {hint}" if hint else ""))
+    return f"it answered {quote(reply)}" + (f": {hint}" if hint else "")
 
 
-def _quote(reply: bytes) -> str:
+def quote(reply: bytes) -> str:
+    """Return the beginning of a reply as printable ASCII in quotation marks."""
     return '"' + _NOT_PRINTABLE.sub("?", reply[:200].decode("latin-1").strip()) + '"'

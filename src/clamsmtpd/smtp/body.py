@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-__all__ = ["EndOfData", "HeaderSection", "Stuffing", "unstuff"]
+__all__ = ["EndOfData", "HeaderSection", "Stuffing", "Unstuffing", "unstuff"]
 
 # Octets that can be part of an end of data, whatever a server takes for one.
 _EDGE = b"\0.\r\n"
@@ -228,24 +228,40 @@ class Stuffing:
         return window.replace(b"\r\n.", b"\r\n..")[known:] if b"." in text else text
 
 
-def unstuff(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Remove the first dot of each line that starts with one (RFC 5321 section 4.5.2).
+class Unstuffing:
+    """Removes the first dot of each line that starts with one (RFC 5321 section 4.5.2), piece by piece.
 
-    ``pieces`` together are the text of a message as on the wire; a line starts where the text does,
-    and behind each CRLF.
+    A line starts where the text does, and behind each CRLF.
     """
-    # The CRLF of the DATA command, in front of the text and no part of it.
-    tail = b"\r\n"
-    virtual = len(tail)
-    for piece in pieces:
-        window = tail + piece
+
+    __slots__ = ("_tail", "_virtual")
+
+    def __init__(self) -> None:
+        # What may belong to a CRLF with a dot behind it. At first it is the CRLF of the DATA command, in front of the
+        # text and no part of it.
+        self._tail = b"\r\n"
+        self._virtual = len(self._tail)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next octets as on the wire; return octets of the text, without those that are held back."""
+        window = self._tail + data
         kept = 2 if window.endswith(b"\r\n") else window.endswith(b"\r")
         body = window[: len(window) - kept]
-        tail = window[len(body) :]
+        self._tail = window[len(body) :]
         text = body.replace(b"\r\n.", b"\r\n")
         if body:
-            text, virtual = text[virtual:], 0
-        if text:
-            yield text
-    if not virtual and tail:
+            text, self._virtual = text[self._virtual :], 0
+        return text
+
+    def finish(self) -> bytes:
+        """Return what has been held back, once: no more comes."""
+        tail, self._tail = self._tail, b""
+        return b"" if self._virtual else tail
+
+
+def unstuff(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Remove the first dot of each line that starts with one from a text in ``pieces``, as on the wire."""
+    unstuffing = Unstuffing()
+    yield from filter(None, map(unstuffing.feed, pieces))
+    if tail := unstuffing.finish():
         yield tail

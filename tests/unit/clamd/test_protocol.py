@@ -11,17 +11,21 @@ from hypothesis import strategies as st
 
 from clamsmtpd.clamd.protocol import (
     FILDES,
+    FILDES_SUBJECT,
     INSTREAM,
     STREAM_END,
-    ReplyReader,
+    STREAM_SUBJECT,
+    Replies,
     chunk_header,
+    is_unknown_command,
     path_subject,
     scan_request,
+    understand,
 )
 from clamsmtpd.values import Clean, Infected, Unscanned, Verdict
 
-FD = ReplyReader.FILDES_SUBJECT
-STREAM = ReplyReader.STREAM_SUBJECT
+FD = FILDES_SUBJECT
+STREAM = STREAM_SUBJECT
 PATH = "/var/spool/clamsmtpd.aB3x9Z"
 
 
@@ -30,14 +34,18 @@ def cuttings(reply: bytes) -> list[list[bytes]]:
     return [[reply], [reply[at : at + 1] for at in range(len(reply))]]
 
 
-def read(subject: bytes, pieces: list[bytes]) -> tuple[Verdict, bool]:
-    """Feed a reader until it has a verdict, or clamd closes; tell whether clamd knew the command, too."""
-    reader = ReplyReader(subject)
+def read(subject: re.Pattern[bytes], pieces: list[bytes]) -> tuple[Verdict, bool]:
+    """Feed what came on a connection for one scan; return the verdict, and whether clamd lacks the command."""
+    replies = Replies(numbered=False)
     for piece in pieces:
-        verdict = reader.feed(piece)
-        if verdict is not None:
-            return verdict, reader.unknown_command
-    return reader.eof(), reader.unknown_command
+        found = replies.feed(piece)
+        if replies.fault:
+            return Unscanned(replies.fault), False
+        if found:
+            ((number, reply),) = found
+            assert number == 1
+            return understand(reply, subject), is_unknown_command(reply)
+    return Unscanned(replies.eof()), False
 
 
 # ---- requests ------------------------------------------------------------------------------------
@@ -70,7 +78,7 @@ def test_chunks_carry_their_length_in_network_order() -> None:
         (path_subject("/a: b [1]"), b"/a: b [1]: OK\0"),
     ],
 )
-def test_clean(subject: bytes, reply: bytes) -> None:
+def test_clean(subject: re.Pattern[bytes], reply: bytes) -> None:
     for pieces in cuttings(reply):
         assert read(subject, pieces) == (Clean(), False)
 
@@ -108,7 +116,7 @@ def test_clean(subject: bytes, reply: bytes) -> None:
         (path_subject("/a", PATH), b"/ab: OK\0"),
     ],
 )
-def test_nearly_clean_is_not_clean(subject: bytes, reply: bytes) -> None:
+def test_nearly_clean_is_not_clean(subject: re.Pattern[bytes], reply: bytes) -> None:
     for pieces in cuttings(reply):
         verdict, unknown = read(subject, pieces)
         assert isinstance(verdict, Unscanned)
@@ -220,15 +228,75 @@ def test_a_clamd_without_the_command_is_told_apart(reply: bytes) -> None:
         assert unknown
 
 
-def test_a_reply_without_end_is_given_up() -> None:
-    reader = ReplyReader(STREAM)
-    verdict = None
+@pytest.mark.parametrize("numbered", [True, False])
+def test_a_reply_without_end_is_given_up(*, numbered: bool) -> None:
+    replies = Replies(numbered=numbered)
     fed = 0
-    while verdict is None:
+    while not replies.fault:
         assert fed <= 4096, "memory is bounded"
-        verdict = reader.feed(b"x" * 64)
+        assert replies.feed(b"x" * 64) == []
         fed += 64
-    assert verdict == Unscanned("a reply without end")
+    assert replies.fault == "a reply without end"
+
+
+# ---- sessions ------------------------------------------------------------------------------------
+
+SAID = b"2: fd[12]: OK\0" + b"1: fd[10]: Evil: a FOUND\0" + b"10: PONG\0"
+HEARD = [(2, b"fd[12]: OK"), (1, b"fd[10]: Evil: a FOUND"), (10, b"PONG")]
+
+
+def hear(pieces: list[bytes]) -> tuple[list[tuple[int, bytes]], Replies]:
+    replies = Replies(numbered=True)
+    return [found for piece in pieces for found in replies.feed(piece)], replies
+
+
+def test_replies_have_numbers_and_come_in_any_order() -> None:
+    for pieces in cuttings(SAID):
+        heard, replies = hear(pieces)
+        assert (heard, replies.fault) == (HEARD, "")
+        assert replies.eof() == "it closed the connection without a reply"
+
+
+@given(cuts=st.sets(st.integers(1, len(SAID) - 1)))
+def test_replies_are_the_same_in_any_cutting(cuts: set[int]) -> None:
+    edges = sorted({0, len(SAID), *cuts})
+    heard, replies = hear([SAID[start:stop] for start, stop in itertools.pairwise(edges)])
+    assert (heard, replies.fault) == (HEARD, "")
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [b"UNKNOWN COMMAND", b"fd[10]: OK", b": fd[10]: OK", b"-1: OK", b"1 : OK", b"1:OK", b"1" * 11 + b": OK", b""],
+)
+def test_a_reply_without_a_number_is_the_last_that_counts(strange: bytes) -> None:
+    for pieces in cuttings(SAID + strange + b"\0" + SAID):
+        replies = Replies(numbered=True)
+        heard = []
+        for piece in pieces:
+            heard += replies.feed(piece)
+            if replies.fault:
+                break
+        assert heard == HEARD
+        assert replies.strange == strange
+        assert replies.fault == (f'it answered "{strange.decode()}"' if strange else "an empty reply")
+
+
+def test_errors_that_end_a_session_have_neither_number_nor_nul() -> None:
+    for pieces in cuttings(SAID + b"COMMAND READ TIMED OUT\n"):
+        heard, replies = hear(pieces)
+        assert heard == HEARD
+        assert replies.fault.startswith('it answered "COMMAND READ TIMED OUT": CommandReadTimeout in clamd.conf')
+
+
+def test_a_session_that_ends_within_a_reply() -> None:
+    heard, replies = hear([SAID + b"3: fd[1"])
+    assert (heard, replies.fault) == (HEARD, "")
+    assert replies.eof() == 'it closed the connection in the middle of its reply "3: fd[1"'
+
+
+def test_what_a_session_does_not_know() -> None:
+    assert is_unknown_command(b"Command invalid inside IDSESSION. ERROR")
+    assert not is_unknown_command(b"fd[10]: OK")
 
 
 # ---- whatever comes ------------------------------------------------------------------------------
