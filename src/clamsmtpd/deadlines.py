@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from clamsmtpd.smtp.events import Awaits
 
-__all__ = ["FINAL_REPLY_LIMIT", "LEAST_RATE", "LINGER_LIMIT", "Deadline"]
+__all__ = ["FINAL_REPLY_LIMIT", "LEAST_RATE", "LINGER_LIMIT", "Deadline", "Progress"]
 
 #: Octets a second that a peer must move, on average over TimeOut, while a message goes through. A modem
 #: of 1990 was faster; what is slower holds a place among MaxConnections for nothing.
@@ -20,46 +20,43 @@ FINAL_REPLY_LIMIT = 600.0
 #: Seconds for a client to take the last reply before the connection is cut.
 LINGER_LIMIT = 5.0
 
-_STREAMS = frozenset({Awaits.DATA, Awaits.TRANSMISSION})
+# How many looks at a dialogue fit into the time that a step may take.
+_LOOKS = 8
+
+#: Who is awaited, after how many steps, and after how many octets of text.
+Progress = tuple[Awaits, int, int]
 
 
 class Deadline:
-    """Watches over the steps of one dialogue, each of which may take ``time_out`` seconds.
+    """Watches over the steps of one dialogue, each of which may take ``time_out`` seconds, and up to an eighth more.
 
     A step is a complete command, reply or decision: a peer that sends one octet a second makes none. In the
     text of a message, a step is as many octets as the least rate asks for. ``expired`` is called when a
     step did not come in time. The scanner has a limit of its own, and is not watched.
+
+    Nobody has to tell of a step: a look now and then, by ``look``, costs less than to set a clock at each.
     """
 
-    __slots__ = ("_awaits", "_deadline", "_expired", "_loop", "_mark", "_steps", "_time_out", "_timer")
+    __slots__ = ("_deadline", "_expired", "_look", "_loop", "_seen", "_time_out", "_timer")
 
-    def __init__(self, time_out: float, expired: Callable[[], None]) -> None:
+    def __init__(self, time_out: float, look: Callable[[], Progress], expired: Callable[[], None]) -> None:
         self._time_out = time_out
+        self._look = look
         self._expired = expired
         self._loop = asyncio.get_running_loop()
-        self._awaits = Awaits.NOTHING
-        self._steps = -1
-        self._mark = 0
+        self._seen: Progress = (Awaits.NOTHING, -1, 0)
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, awaits: Awaits, steps: int, octets: int) -> None:
-        """Learn where the dialogue is: who is awaited, after how many steps and octets of text."""
-        stepped = awaits is not self._awaits or steps != self._steps
-        moving = awaits in _STREAMS and octets - self._mark >= LEAST_RATE * self._time_out
-        if not stepped and not moving:
-            return
-        self._awaits, self._steps, self._mark = awaits, steps, octets
-        limit = self._time_out
-        if awaits is Awaits.FINAL_REPLY:
-            limit = max(limit, FINAL_REPLY_LIMIT)
-        elif awaits is Awaits.NOTHING:
-            limit = min(limit, LINGER_LIMIT)
-        self._deadline = self._loop.time() + limit
-        # A timer that rings early looks at the deadline and goes back to sleep: to move it at every
-        # command would cost more than that.
-        if self._timer is None or self._timer.when() > self._deadline:
-            self._set_timer()
+    def start(self) -> None:
+        """Begin to watch."""
+        self._note(self._look())
+        self._set_timer()
+
+    def hurry(self, seconds: float) -> None:
+        """Look again in so many seconds, if that is sooner than it would be."""
+        if self._timer is None or self._timer.when() > self._loop.time() + seconds:
+            self._set_timer(seconds)
 
     def cancel(self) -> None:
         """Stop watching."""
@@ -67,17 +64,36 @@ class Deadline:
             self._timer.cancel()
             self._timer = None
 
-    def _set_timer(self) -> None:
+    def _note(self, seen: Progress) -> None:
+        """Give whoever is awaited the time that it may take."""
+        self._seen = seen
+        limit = self._time_out
+        if seen[0] is Awaits.FINAL_REPLY:
+            limit = max(limit, FINAL_REPLY_LIMIT)
+        elif seen[0] is Awaits.NOTHING:
+            limit = min(limit, LINGER_LIMIT)
+        self._deadline = self._loop.time() + limit
+
+    def _set_timer(self, seconds: float | None = None) -> None:
         self.cancel()
-        self._timer = self._loop.call_at(self._deadline, self._on_timer)
+        self._timer = self._loop.call_later(self._time_out / _LOOKS if seconds is None else seconds, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        now = self._loop.time()
-        late = now >= self._deadline
-        if late:
+        seen = self._look()
+        late = False
+        if self._has_moved(seen):
+            self._note(seen)
+        elif self._loop.time() >= self._deadline:
+            late = seen[0] is not Awaits.VERDICT
             # Whoever is told may come back with the same step still missing.
-            self._deadline = now + self._time_out
+            self._note(seen)
         self._set_timer()
-        if late and self._awaits is not Awaits.VERDICT:
+        if late:
             self._expired()
+
+    def _has_moved(self, seen: Progress) -> bool:
+        awaits, steps, octets = seen
+        if (awaits, steps) != self._seen[:2]:
+            return True
+        return awaits in (Awaits.DATA, Awaits.TRANSMISSION) and octets - self._seen[2] >= LEAST_RATE * self._time_out

@@ -21,9 +21,9 @@ __all__ = ["Inspector", "Route"]
 _log = logging.getLogger("clamsmtpd")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Route:
-    """The way that a message takes through us.
+    """The way that a message takes through us, as far as it is known.
 
     ``tag`` is the connection's id in the log; ``client`` and ``local`` are the two ends of the client's
     connection, ``server`` is the next hop, each as an address without port.

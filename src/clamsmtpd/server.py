@@ -65,7 +65,6 @@ class Server:
             out_context=client_context(settings.out_tls),
         )
         self._sessions: set[Session] = set()
-        self._starting: set[asyncio.Task[None]] = set()
         self._next_id = _FIRST_ID
         self._empty = asyncio.Event()
         # Given up for a moment when descriptors run out, so that a client can be told 421, not cut off.
@@ -78,6 +77,9 @@ class Server:
         self._open_reserve()
         for listener in self._listeners:
             listener.socket.settimeout(0)
+            if listener.socket.family != socket.AF_UNIX:
+                # What is accepted inherits it: no reply waits for the one before it to be acknowledged.
+                listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             loop.add_reader(listener.socket, self._accept, listener)
         await stop.wait()
         for listener in self._listeners:
@@ -122,9 +124,7 @@ class Server:
             sock.close()
             return
         self._sessions.add(session)
-        task = asyncio.get_running_loop().create_task(session.serve(sock))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        session.start(sock)
 
     def _on_ended(self, session: Session) -> None:
         self._sessions.discard(session)

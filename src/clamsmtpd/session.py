@@ -1,4 +1,4 @@
-"""One client and its next hop: two protocols that feed the relay and perform its effects.
+"""One client and its next hop: two connections that feed the relay, and its effects performed on them.
 
 Nothing of SMTP is decided here. Whoever is awaited, by the relay's word, has a time limit, and
 whoever does not take what we send stops us from reading more.
@@ -10,14 +10,17 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
-from typing import ClassVar, ParamSpec, cast
+from typing import ClassVar, TypeVarTuple, Unpack
 
 from clamsmtpd.clamd.client import EarlyScan
 from clamsmtpd.config import Settings
-from clamsmtpd.deadlines import LINGER_LIMIT, Deadline
+from clamsmtpd.connection import Connection
+from clamsmtpd.deadlines import LINGER_LIMIT, Deadline, Progress
+from clamsmtpd.dialling import dial, dial_by_name
 from clamsmtpd.inspection import Inspector, Route
 from clamsmtpd.log import describe, escape
 from clamsmtpd.peers import LOCAL_CLIENT, UNKNOWN_CLIENT, end_point, host_of, identify, original_destination
@@ -44,19 +47,17 @@ from clamsmtpd.smtp.events import (
 from clamsmtpd.smtp.relay import Relay, Terms
 from clamsmtpd.spool import Spool
 from clamsmtpd.tls import Certificate
+from clamsmtpd.transmission import Transmission
 from clamsmtpd.values import Address, Decision, Defer, Listen, TcpAddress, UnixAddress
 
 __all__ = ["Host", "Session"]
 
 _log = logging.getLogger("clamsmtpd")
 
-#: Octets that go to the next hop in one write.
-WRITE_SIZE = 262144
-
-_Event = ParamSpec("_Event")
+_Arguments = TypeVarTuple("_Arguments")
 
 #: Both ends of a connection; None for an end that is no TCP address.
-Connection = tuple[TcpAddress | None, TcpAddress | None]
+Ends = tuple[TcpAddress | None, TcpAddress | None]
 
 
 @dataclass(slots=True)
@@ -73,7 +74,7 @@ class Host:
     ended: Callable[[Session], None]
     certificate: Certificate | None = None
     out_context: ssl.SSLContext | None = None
-    outgoing: set[Connection] = field(default_factory=set)
+    outgoing: set[Ends] = field(default_factory=set)
 
 
 class _ClientProtocol(asyncio.Protocol):
@@ -83,10 +84,6 @@ class _ClientProtocol(asyncio.Protocol):
 
     def __init__(self, session: Session) -> None:
         self._session = session
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are Transports in all but name.
-        self._session.client_made(cast("asyncio.Transport", transport))
 
     def data_received(self, data: bytes) -> None:
         self._session.client_received(data)
@@ -113,11 +110,8 @@ class _ServerProtocol(asyncio.Protocol):
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._session.server_made(self, cast("asyncio.Transport", transport))
-
     def data_received(self, data: bytes) -> None:
-        self._session.server_received(self, data)
+        self._session.server_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._session.server_lost(self, error)
@@ -148,21 +142,18 @@ class Session:
         "_listen",
         "_loop",
         "_over",
-        "_pieces",
         "_proxy",
         "_reading",
         "_redirected",
         "_route",
         "_secure",
-        "_sent_octets",
         "_server",
         "_server_ends",
-        "_server_full",
         "_server_handshake",
+        "_server_heard",
         "_server_protocol",
         "_spool",
-        "_to_client",
-        "_to_server",
+        "_transmission",
         "relay",
         "tag",
     )
@@ -175,7 +166,7 @@ class Session:
         client, local = end_point(sock.getpeername()), end_point(sock.getsockname())
         wanted = original_destination(sock) if host.settings.transparent_proxy else None
         # As the client sees its connection: if it is our own, going in a circle, these are the ends we know.
-        self._ends: Connection = (client, wanted or local)
+        self._ends: Ends = (client, wanted or local)
         self._redirected = wanted is not None and wanted != local
         self._route = Route(tag, host_of(client), host_of(local), LOCAL_CLIENT)
         self._listen = listen
@@ -190,21 +181,18 @@ class Session:
         self._over = False
         self._client_handshake: asyncio.Task[None] | None = None
         self._server_handshake: asyncio.Task[None] | None = None
-        self._to_client: list[bytes] = []
-        self._to_server: list[bytes] = []
         self._server: asyncio.Transport | None = None
         # Of several connections made, the one that counts.
         self._server_protocol: _ServerProtocol | None = None
-        self._server_ends: Connection = (None, None)
-        self._server_full = False
+        self._server_ends: Ends = (None, None)
+        self._server_heard = False
         self._connecting: asyncio.Task[None] | None = None
         self._inspecting: asyncio.Task[None] | None = None
         self._spool: Spool | None = None
         self._early: EarlyScan | None = None
-        self._pieces: Iterator[bytes] | None = None
+        self._transmission: Transmission | None = None
         self._client_octets = 0
-        self._sent_octets = 0
-        self._deadline = Deadline(float(host.settings.time_out), self._on_expired)
+        self._deadline = Deadline(float(host.settings.time_out), self._look, self._on_expired)
         self._keep_alive: asyncio.TimerHandle | None = None
         self._debug = _log.isEnabledFor(logging.DEBUG)
         if self._proxy is None:
@@ -228,15 +216,14 @@ class Session:
             out_tls=settings.out_tls,
         )
 
-    async def serve(self, sock: socket.socket) -> None:
-        """Take over an accepted socket and begin. Returns when the transport has it."""
-        try:
-            await self._loop.connect_accepted_socket(lambda: _ClientProtocol(self), sock)
-        except OSError:
-            # The client left in the moment between accept and this.
-            sock.close()
-            self.run(self.relay.client_lost)
-            self._finish()
+    def start(self, sock: socket.socket) -> None:
+        """Take over the accepted socket, and begin the dialogue."""
+        self._client = Connection(sock, _ClientProtocol(self), self.client_received)
+        if self._proxy is None:
+            self._connect()
+        self._deadline.start()
+        if self._host.settings.keep_alives:
+            self._schedule_keep_alive()
 
     def drain(self) -> None:
         """Finish the transaction in flight, then say goodbye."""
@@ -246,20 +233,28 @@ class Session:
 
     def abort(self) -> None:
         """Cut both connections now. What was on its way is not delivered, or the next hop has it all."""
-        for transport in (self._client, self._server):
-            if transport is not None:
-                transport.abort()
+        self._abort_client()
+        self._abort_server()
+
+    def _abort_client(self) -> None:
+        if self._client_handshake is not None:
+            self._client_handshake.cancel()
+            self._client_handshake = None
+            # Nobody else will tell: who would is the handshake.
+            self._loop.call_soon(self.client_lost)
+        elif self._client is not None:
+            self._client.abort()
+
+    def _abort_server(self) -> None:
+        if self._server_handshake is not None:
+            # In the midst of it, closing would wait for its end.
+            self._server_handshake.cancel()
+            self._server_handshake = None
+            self._drop_server()
+        elif self._server is not None:
+            self._server.abort()
 
     # ---- the client's connection --------------------------------------------------------------
-
-    def client_made(self, transport: asyncio.Transport) -> None:
-        """Start the dialogue: the client is there."""
-        self._client = transport
-        if self._proxy is None:
-            self._connecting = self._loop.create_task(self._connect())
-        self._watch_time()
-        if self._host.settings.keep_alives:
-            self._schedule_keep_alive()
 
     def client_received(self, data: bytes) -> None:
         """Take octets from the client."""
@@ -270,6 +265,8 @@ class Session:
         if self._debug and self.relay.awaits is not Awaits.DATA:
             self._trace("CLIENT <", data)
         self.run(self.relay.client_data, data)
+        if not self.relay.wants_input:
+            self._set_reading()
 
     def _read_proxy_header(self, header: ProxyHeader, data: bytes) -> None:
         """Learn from the proxy in front of us who the client is; then begin."""
@@ -284,7 +281,7 @@ class Session:
             self._proxy = None
             proxied, rest = found
             self._begin_behind_proxy(proxied)
-            self._connecting = self._loop.create_task(self._connect())
+            self._connect()
             if rest:
                 self.client_received(rest)
 
@@ -296,7 +293,7 @@ class Session:
         identity = identify(*self._ends)
         if source is not None:
             identity = replace(identify(source, proxied.destination), learnt=True)
-            self._route = replace(self._route, client=host_of(source))
+            self._route.client = host_of(source)
         self.relay = Relay(terms, identity)
         _log.info("%s: accepted connection from: %s (through the proxy %s)", self.tag, self._route.client, proxy)
 
@@ -319,44 +316,49 @@ class Session:
     def client_full(self, *, full: bool) -> None:
         """React to a client that does not read its replies: read no more of its commands."""
         self._client_full = full
-        self.run(self.relay.client_full, full=full)
+        self._set_reading()
+        self.run(partial(self.relay.client_full, full=full))
 
     def _secure_client(self, _effect: SecureClient) -> None:
-        self._flush()
-        if self._client is not None and self._host.certificate is not None:
-            # Not an octet more is read in plain text.
-            self._client.pause_reading()
-            self._reading = False
-            handshake = self._shake_hands_with_client(self._client, self._host.certificate.context())
-            self._client_handshake = self._loop.create_task(handshake)
+        client, certificate = self._client, self._host.certificate
+        if not isinstance(client, Connection) or certificate is None:
+            return
+        sock = client.detach()
+        if sock is None:
+            # So many replies wait for it to read them that there is no room for the one that lets it begin.
+            client.abort()
+            return
+        handshake = self._shake_hands_with_client(sock, certificate.context())
+        self._client_handshake = self._loop.create_task(handshake)
 
-    async def _shake_hands_with_client(self, client: asyncio.Transport, context: ssl.SSLContext) -> None:
+    async def _shake_hands_with_client(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         try:
-            transport = await self._loop.start_tls(
-                client,
-                client.get_protocol(),
-                context,
-                server_side=True,
+            transport, _ = await self._loop.connect_accepted_socket(
+                lambda: _ClientProtocol(self),
+                sock,
+                ssl=context,
                 ssl_handshake_timeout=self._host.settings.time_out,
                 ssl_shutdown_timeout=LINGER_LIMIT,
             )
-        except (OSError, RuntimeError) as error:
-            # RuntimeError: the connection was lost before the handshake began.
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, OSError):
+                raise
             self._client_handshake = None
             _log.info("%s: TLS handshake with the client failed: %s", self.tag, describe(error))
-            client.abort()
             self.client_lost()
             return
         self._client_handshake = None
+        # uvloop's transports are Transports in all but name.
         self._client = transport
         self._secure = self._reading = True
-        if self._debug and transport is not None:
+        if self._debug:
             _log.debug("%s: client uses %s", self.tag, _tls_version(transport))
         self.run(self.relay.client_secured)
 
     # ---- the next hop's connection ------------------------------------------------------------
 
-    async def _connect(self) -> None:
+    def _connect(self) -> None:
         """Connect to the next hop. How long that may take, the session's clock says."""
         address = self._next_hop()
         if self._is_our_own():
@@ -364,16 +366,29 @@ class Session:
         if address is None:
             self._refuse_loop("it was made straight to us, and has no destination that we could pass it on to")
             return
-        protocol = self._server_protocol = _ServerProtocol(self)
         try:
-            if isinstance(address, UnixAddress):
-                await self._loop.create_unix_connection(lambda: protocol, address.path)
-            else:
-                await self._loop.create_connection(lambda: protocol, address.host or "", address.port)
+            found = dial(address)
+        except OSError as error:
+            self._could_not_connect(address, error)
+            return
+        if found is not None:
+            self._server_made(*found)
+        elif isinstance(address, TcpAddress):
+            self._connecting = self._loop.create_task(self._connect_by_name(address))
+
+    async def _connect_by_name(self, address: TcpAddress) -> None:
+        try:
+            sock, end = await dial_by_name(address)
         except (OSError, ValueError) as error:
             # ValueError: a host name that the resolver cannot even encode.
             self._connecting = None
-            self.run(self.relay.server_lost, f"cannot connect to {address}: {describe(error)}")
+            self._could_not_connect(address, error)
+            return
+        self._connecting = None
+        self._server_made(sock, end)
+
+    def _could_not_connect(self, address: Address, error: Exception) -> None:
+        self.run(self.relay.server_lost, f"cannot connect to {address}: {describe(error)}")
 
     def _next_hop(self) -> Address | None:
         client, destination = self._ends
@@ -386,23 +401,15 @@ class Session:
             return TcpAddress(client.host, address.port) if client is not None else None
         return address
 
-    def server_made(self, protocol: _ServerProtocol, transport: asyncio.Transport) -> None:
-        """Take over the connection to the next hop, unless it is a loop."""
-        if protocol is not self._server_protocol:
-            transport.abort()
-            return
-        self._server = transport
-        # From here on closing the transport is what ends it. Were the task cancelled in this moment,
-        # uvloop would close it too, and tell nobody.
-        self._connecting = None
-        self._server_ends = (
-            end_point(transport.get_extra_info("sockname")),
-            end_point(transport.get_extra_info("peername")),
-        )
+    def _server_made(self, sock: socket.socket, end: TcpAddress | None) -> None:
+        """Take over the connection to the next hop at ``end``, which may still be under way."""
+        self._server_heard = False
+        self._server_ends = (end_point(sock.getsockname()), end)
         self._host.outgoing.add(self._server_ends)
-        if self._is_our_own():
-            return
-        self._route = replace(self._route, server=host_of(self._server_ends[1]))
+        self._server_protocol = _ServerProtocol(self)
+        self._server = Connection(sock, self._server_protocol, self.server_received)
+        if not self._is_our_own():
+            self._route.server = host_of(end)
 
     def _is_our_own(self) -> bool:
         """Refuse the client's connection if it is one that we made to a next hop; tell whether it is.
@@ -416,10 +423,9 @@ class Session:
         self._refuse_loop("it comes from this filter itself")
         return True
 
-    def server_received(self, protocol: _ServerProtocol, data: bytes) -> None:
+    def server_received(self, data: bytes) -> None:
         """Take octets from the next hop."""
-        if protocol is not self._server_protocol:
-            return
+        self._server_heard = True
         if self._debug:
             self._trace("SERVER <", data)
         self.run(self.relay.server_data, data)
@@ -430,29 +436,45 @@ class Session:
             return
         self._host.outgoing.discard(self._server_ends)
         self._server = None
-        self._pieces = None
-        why = describe(error) if error else "closed by the other side"
-        self.run(self.relay.server_lost, f"connection lost: {why}")
+        self._transmission = None
+        address = self._next_hop()
+        if error is not None and not self._server_heard and address is not None:
+            self._could_not_connect(address, error)
+        else:
+            why = describe(error) if error else "closed by the other side"
+            self.run(self.relay.server_lost, f"connection lost: {why}")
         self._finish()
 
     def _secure_server(self, _effect: SecureServer) -> None:
-        if self._server is not None and self._host.out_context is not None:
-            handshake = self._shake_hands_with_server(self._server, self._host.out_context)
-            self._server_handshake = self._loop.create_task(handshake)
+        server, context = self._server, self._host.out_context
+        if isinstance(server, Connection) and context is not None:
+            sock = server.detach()
+            if sock is None:
+                # It owes us nothing but has not read what we said: STARTTLS at least.
+                server.abort()
+                return
+            self._server_handshake = self._loop.create_task(self._shake_hands_with_server(sock, context))
 
-    async def _shake_hands_with_server(self, server: asyncio.Transport, context: ssl.SSLContext) -> None:
-        address = self._next_hop()
+    async def _shake_hands_with_server(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        address, protocol = self._next_hop(), self._server_protocol
+        assert protocol is not None  # noqa: S101 - where there is a connection to the next hop, there is one
         try:
+            # Nothing is lost between the two steps: in TLS the client speaks first.
+            plain, _ = await self._loop.connect_accepted_socket(asyncio.Protocol, sock)
             transport = await self._loop.start_tls(
-                server,
-                server.get_protocol(),
+                plain,
+                protocol,
                 context,
                 server_hostname=address.host if isinstance(address, TcpAddress) else None,
                 ssl_handshake_timeout=self._host.settings.time_out,
                 ssl_shutdown_timeout=LINGER_LIMIT,
             )
-        except (OSError, RuntimeError, ValueError) as error:
-            # RuntimeError: as above. ValueError: a name that no certificate can have.
+        except BaseException as error:
+            sock.close()
+            # RuntimeError: the connection was lost before the handshake began. ValueError: a name that no
+            # certificate can have.
+            if not isinstance(error, OSError | RuntimeError | ValueError):
+                raise
             self._server_handshake = None
             self._drop_server()
             self.run(self.relay.server_insecure, f"TLS handshake failed: {describe(error)}")
@@ -473,25 +495,45 @@ class Session:
             self._server = None
 
     def _reconnect(self, _effect: Reconnect) -> None:
-        self._connecting = self._loop.create_task(self._connect())
+        self._connect()
 
     def server_full(self, *, full: bool) -> None:
         """React to a next hop that does not take the text fast enough: wait with the rest."""
-        self._server_full = full
-        if not full:
-            self._send_text()
+        if self._transmission is not None:
+            self._transmission.paused = full
+            if not full:
+                self._send_text()
 
     # ---- events in, effects out ---------------------------------------------------------------
 
-    def run(self, event: Callable[_Event, list[Effect]], *args: _Event.args, **kwargs: _Event.kwargs) -> None:
-        """Give one event to the relay, perform all that comes of it, and set the clock."""
-        perform = self._PERFORM
+    def run(self, event: Callable[[Unpack[_Arguments]], list[Effect]], *arguments: Unpack[_Arguments]) -> None:
+        """Give one event to the relay, and perform all that comes of it.
+
+        What it has for either side goes out in one piece, so that no packet holds a part of a reply.
+        """
         try:
-            for effect in event(*args, **kwargs):
-                perform[type(effect)](self, effect)
-            self._flush()
-            self._watch_time()
-            self._set_reading()
+            to_client = to_server = b""
+            for effect in event(*arguments):
+                if isinstance(effect, ToServer):
+                    to_server = to_server + effect.data if to_server else effect.data
+                    if self._debug:
+                        self._trace("SERVER >", b"(authentication)" if effect.secret else effect.data)
+                elif isinstance(effect, ToClient):
+                    to_client = to_client + effect.data if to_client else effect.data
+                else:
+                    # What comes behind may close either side.
+                    if to_server and self._server is not None:
+                        self._server.write(to_server)
+                    if to_client:
+                        self._say(to_client)
+                    to_client = to_server = b""
+                    self._PERFORM[type(effect)](self, effect)
+            if to_server and self._server is not None:
+                self._server.write(to_server)
+            if to_client:
+                self._say(to_client)
+            if not self._reading:
+                self._set_reading()
         except Exception as error:  # noqa: BLE001 - whatever it is, one message must not take the others along
             # A fault of ours. Cutting both connections is the one end that delivers and loses nothing.
             _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
@@ -499,28 +541,11 @@ class Session:
             self._discard()
             self.abort()
 
-    def _flush(self) -> None:
-        """Write what this turn has for either side, in one piece each."""
-        if self._to_server:
-            data = b"".join(self._to_server)
-            self._to_server.clear()
-            if self._server is not None:
-                self._server.write(data)
-        if self._to_client:
-            data = b"".join(self._to_client)
-            self._to_client.clear()
-            if self._client is not None:
-                if self._debug:
-                    self._trace("CLIENT >", data)
-                self._client.write(data)
-
-    def _say(self, effect: ToClient) -> None:
-        self._to_client.append(effect.data)
-
-    def _ask(self, effect: ToServer) -> None:
-        if self._debug:
-            self._trace("SERVER >", b"(authentication)" if effect.secret else effect.data)
-        self._to_server.append(effect.data)
+    def _say(self, data: bytes) -> None:
+        if self._client is not None:
+            if self._debug:
+                self._trace("CLIENT >", data)
+            self._client.write(data)
 
     def _begin(self, _effect: BeginMessage) -> None:
         settings = self._host.settings
@@ -556,44 +581,41 @@ class Session:
         self.run(self.relay.decide, decision)
 
     def _transmit(self, effect: Transmit) -> None:
-        if self._spool is not None:
-            if self._debug and effect.before:
-                self._trace("SERVER >", effect.before)
-            self._flush()
+        if self._spool is None or self._server is None:
+            return
+        if self._debug and effect.before:
+            self._trace("SERVER >", effect.before)
+        try:
             text = self._spool.wire(effect.offset, effect.field)
-            self._pieces = filter(None, chain((effect.before,), text, (effect.after,)))
-            self._send_text()
+        except OSError as error:
+            self._cannot_read(error)
+            return
+        self._transmission = Transmission(self._server, chain((effect.before,), text, (effect.after,)))
+        self._send_text()
 
     def _send_text(self) -> None:
         """Hand the text to the next hop for as long as it takes it."""
-        pieces, server = self._pieces, self._server
-        if pieces is None or server is None:
+        transmission = self._transmission
+        if transmission is None:
             return
-        while not self._server_full:
-            batch: list[bytes] = []
-            size = 0
-            try:
-                for piece in pieces:
-                    batch.append(piece)
-                    size += len(piece)
-                    if size >= WRITE_SIZE:
-                        break
-            except OSError as error:
-                # Without its final dot, the next hop throws away what it has of the message.
-                server.abort()
-                self._pieces = None
-                self.run(self.relay.server_lost, f"cannot read the spool: {describe(error)}")
-                return
-            if not batch:
-                self._pieces = None
-                self.run(self.relay.transmitted)
-                return
-            server.writelines(batch)
-            self._sent_octets += size
-        self._watch_time()
+        try:
+            done = transmission.go_on()
+        except OSError as error:
+            self._cannot_read(error)
+            return
+        if done:
+            self._transmission = None
+            self.run(self.relay.transmitted)
+
+    def _cannot_read(self, error: OSError) -> None:
+        """Give a message up of which the next hop may have a part: without its final dot, it throws that away."""
+        self._transmission = None
+        if self._server is not None:
+            self._server.abort()
+        self.run(self.relay.server_lost, f"cannot read the spool: {describe(error)}")
 
     def _discard(self, _effect: Discard | None = None) -> None:
-        self._pieces = None
+        self._transmission = None
         if self._early is not None:
             self._early.cancel()
             self._early = None
@@ -608,40 +630,30 @@ class Session:
                 _log.error("%s: cannot close the spool: %s", self.tag, describe(error))
 
     def _close_server(self, effect: CloseServer) -> None:
-        self._flush()
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-        if self._server_handshake is not None:
-            # In the midst of it, closing would wait for its end.
-            self._server_handshake.cancel()
-            self._server_handshake = None
-            self._drop_server()
-        if self._server is not None:
-            if effect.abort:
-                self._server.abort()
-            else:
-                self._server.close()
+        if effect.abort or self._server_handshake is not None:
+            self._abort_server()
+        elif self._server is not None:
+            self._server.close()
 
     def _close_client(self, effect: CloseClient) -> None:
-        self._flush()
         client = self._client
-        if client is None or client.is_closing():
-            return
         if self._client_handshake is not None:
-            self._client_handshake.cancel()
-            self._client_handshake = None
-            client.abort()
-            # Nobody else will tell: who would is the handshake.
-            self._client = None
-            self._loop.call_soon(self._finish)
+            self._abort_client()
+            return
+        if client is None or client.is_closing():
             return
         if effect.linger and client.can_write_eof():
             # Reading goes on, for the client to see our last reply; what it sends is thrown away.
             client.write_eof()
             client.resume_reading()
+            self._deadline.hurry(LINGER_LIMIT)
         else:
             client.close()
+            if client.get_write_buffer_size():
+                self._deadline.hurry(LINGER_LIMIT)
 
     def _note(self, effect: Note) -> None:
         _log.warning("%s: %s", self.tag, escape(effect.text))
@@ -649,7 +661,7 @@ class Session:
     def _identify(self, effect: Identify) -> None:
         identity = effect.identity
         said_by = self._route.client
-        self._route = replace(self._route, client=identity.address or UNKNOWN_CLIENT)
+        self._route.client = identity.address or UNKNOWN_CLIENT
         _log.info("%s: client is: %s (as %s says by XCLIENT)", self.tag, self._route.client, said_by)
 
     def _refuse_loop(self, why: str) -> None:
@@ -661,7 +673,7 @@ class Session:
         client = self._client
         if client is None or client.is_closing():
             return
-        wanted = (self.relay.wants_input or self.relay.awaits is Awaits.NOTHING) and not self._client_full
+        wanted = self.relay.wants_input and not self._client_full
         if wanted != self._reading:
             self._reading = wanted
             if wanted:
@@ -684,11 +696,10 @@ class Session:
 
     # ---- time ---------------------------------------------------------------------------------
 
-    def _watch_time(self) -> None:
-        relay = self.relay
-        awaits = relay.awaits
-        octets = self._client_octets if awaits is Awaits.DATA else self._sent_octets
-        self._deadline.watch(awaits, relay.steps, octets)
+    def _look(self) -> Progress:
+        """Tell the clock where the dialogue is."""
+        octets = self._client_octets if self._transmission is None else self._transmission.sent
+        return self.relay.awaits, self.relay.steps, octets
 
     def _on_expired(self) -> None:
         if self._proxy is not None:
@@ -718,8 +729,6 @@ class Session:
                     break
 
     _PERFORM: ClassVar[dict[type, Callable[..., None]]] = {
-        ToClient: _say,
-        ToServer: _ask,
         BeginMessage: _begin,
         Store: _store,
         Inspect: _inspect,

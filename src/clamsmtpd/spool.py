@@ -8,11 +8,11 @@ import os
 import secrets
 import string
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Self
 
 from clamsmtpd.smtp.body import Unstuffing, unstuff
 
-__all__ = ["MEMORY_MAX", "TOTAL_MEMORY_MAX", "Follower", "Spool"]
+__all__ = ["MEMORY_MAX", "TOTAL_MEMORY_MAX", "FileRange", "Follower", "Spool"]
 
 #: Octets of a message that stay in memory.
 MEMORY_MAX = 262144
@@ -30,6 +30,27 @@ _LETTERS = string.ascii_letters + string.digits
 
 # How many names to try before it is not bad luck any more.
 _NAMES = 100
+
+
+class FileRange(NamedTuple):
+    """Octets ``start`` to ``stop`` of an open file: the kernel can send them without our ever seeing them."""
+
+    descriptor: int
+    start: int
+    stop: int
+
+    def read(self, octets: int) -> bytes:
+        """Return the first of them, ``octets`` at most. Raises OSError, also when the file is shorter."""
+        octets = min(octets, self.stop - self.start)
+        data = os.pread(self.descriptor, octets, self.start)
+        if len(data) < octets:
+            raise OSError(errno.EIO, "the spool file ended early")
+        return data
+
+    def behind(self, octets: int) -> Self | None:
+        """Return what stands behind the first ``octets`` of them; None if that is nothing."""
+        start = self.start + octets
+        return self._replace(start=start) if start < self.stop else None
 
 
 class Spool:
@@ -116,16 +137,15 @@ class Spool:
 
     # ---- for the next hop ---------------------------------------------------------------------
 
-    def wire(self, offset: int, field: bytes) -> Iterator[bytes]:
-        """Yield the text as on the wire, with ``field`` inserted at octet ``offset``."""
+    def wire(self, offset: int, field: bytes) -> Iterator[bytes | FileRange]:
+        """Return the text as on the wire, with ``field`` inserted at octet ``offset``, in pieces. Raises OSError."""
         if self._fd < 0:
             text = b"".join(self._chunks)
-            yield from filter(None, (text[:offset], field, text[offset:]))
-        else:
-            yield from _read(self._fd, 0, offset)
-            if field:
-                yield field
-            yield from _read(self._fd, offset, self.size)
+            return filter(None, (text[:offset], field, text[offset:]))
+        head = FileRange(self._fd, 0, offset)
+        # Nearly always, all in front of the field is small enough to go out in one piece with it.
+        first = b"" if not offset else head.read(offset) if offset <= _PIECE else head
+        return filter(None, (first, field, FileRange(self._fd, offset, self.size) if offset < self.size else b""))
 
     # ---- for the scanner: the text without stuffed dots ---------------------------------------
 

@@ -85,12 +85,18 @@ class EndOfData:
         # Base64 has no dots, and looking for one octet is some thirty times as fast as for two.
         if b"." not in window:
             return -1
-        starts = [at for mark in (b"\n.", b"\r.") if (at := window.find(mark)) >= 0]
-        if b"\0." in window:
-            starts = [0]
-        if not starts:
+        first = window.find(b"\n.")
+        bare = window.find(b"\r.")
+        if b"\0" in window and b"\0." in window:
+            first = 0
+        elif bare >= 0:
+            first = min(first, bare) if first >= 0 else bare
+        elif first < 0:
             return -1
-        for match in _LONE_DOT.finditer(window, min(starts)):
+        elif window[first - 1 : first + 4] == b"\r\n.\r\n":
+            # In most messages, the first line with a dot in front is the end.
+            return first + 1
+        for match in _LONE_DOT.finditer(window, first):
             at = match.start()
             if at and window[at - 1 : at + 4] == b"\r\n.\r\n":
                 return at + 1

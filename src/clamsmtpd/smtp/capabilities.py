@@ -6,6 +6,7 @@ way for a message would lead it past the scanner.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from clamsmtpd.smtp import replies
@@ -41,6 +42,10 @@ OURS = {
 }
 
 
+# A next hop says the same in every dialogue, but for the first line, which may greet the client.
+_CACHED = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Offers:
     """What the next hop's last reply to EHLO or LHLO offers, as far as it changes what we do ourselves.
@@ -60,8 +65,13 @@ class Offers:
     @classmethod
     def read(cls, lines: tuple[bytes, ...]) -> Offers:
         """Understand the text lines of a reply to EHLO; the first is the server's name."""
+        return cls._read(lines[1:])
+
+    @classmethod
+    @functools.lru_cache(maxsize=_CACHED)
+    def _read(cls, lines: tuple[bytes, ...]) -> Offers:
         found: dict[bytes, list[bytes]] = {}
-        for line in lines[1:]:
+        for line in lines:
             keyword, *words = line.upper().split() or [b""]
             found.setdefault(keyword, words)
         chunking = b"CHUNKING" in found
@@ -91,13 +101,18 @@ def filter_ehlo(
     :data:`PASSED`. ``AUTH=`` is how the drafts of RFC 4954 wrote ``AUTH``; old clients want it.
     ``one_recipient``: there is room for one in each transaction, whatever limits the next hop has.
     """
+    return _filter(lines[1:], starttls=starttls, xclient=xclient, one_recipient=one_recipient)
+
+
+@functools.lru_cache(maxsize=_CACHED)
+def _filter(lines: tuple[bytes, ...], *, starttls: bool, xclient: bool, one_recipient: bool) -> bytes:
     barred = set()
-    if not Offers.read(lines).binarymime:
+    if not Offers.read((b"", *lines)).binarymime:
         barred.add(b"BINARYMIME")
     if one_recipient:
         barred.add(b"LIMITS")
     kept = [replies.NAME, b"PIPELINING", b"CHUNKING"]
-    for line in lines[1:]:
+    for line in lines:
         keyword = line.replace(b"=", b" ", 1).split(b" ", 1)[0].upper()
         if keyword in PASSED and keyword not in barred:
             kept.append(line)

@@ -8,10 +8,9 @@ next, it says in :class:`Awaits`; the clocks are the session's.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from clamsmtpd.smtp.identity import Identity
-from clamsmtpd.values import Envelope
+from clamsmtpd.values import Envelope, record
 
 __all__ = [
     "Awaits",
@@ -47,14 +46,14 @@ class Awaits(enum.Enum):
     NOTHING = "nothing: the dialogue is over"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToClient:
     """Send ``data`` to the client."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToServer:
     """Send ``data`` to the next hop. ``secret``: it is part of an AUTH dialogue, for no log to show."""
 
@@ -62,24 +61,24 @@ class ToServer:
     secret: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BeginMessage:
     """Open a spool: the text of a message follows."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Store:
     """Append ``text`` to the spool: octets as the next hop will get them."""
 
     text: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Discard:
     """Give the spool up: this message goes no further."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Inspect:
     """The message is whole: judge it and answer with ``Relay.decide``.
 
@@ -91,7 +90,7 @@ class Inspect:
     stuffed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Transmit:
     """Send ``before``, the spooled text with ``field`` inserted at octet ``offset``, and ``after``.
 
@@ -105,7 +104,7 @@ class Transmit:
     after: bytes = b".\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SecureClient:
     """Begin TLS with the client, as its server; then call ``Relay.client_secured``.
 
@@ -113,24 +112,24 @@ class SecureClient:
     """
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SecureServer:
     """Begin TLS with the next hop, as its client; then call ``Relay.server_secured``, or ``Relay.server_insecure``."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reconnect:
     """Give the connection to the next hop up without a word, and make another."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Identify:
     """The client is somebody else than its connection says: whoever is trusted has told so."""
 
     identity: Identity
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CloseServer:
     """Close the connection to the next hop.
 
@@ -141,7 +140,7 @@ class CloseServer:
     abort: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CloseClient:
     """Close the connection to the client once it has taken what was sent to it.
 
@@ -152,7 +151,7 @@ class CloseClient:
     linger: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Note:
     """Something the administrator should read in the log, at the level of a warning."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 
 from clamsmtpd.smtp.syntax import decode_xtext, xtext
+from clamsmtpd.values import record
 
 __all__ = ["XCLIENT_ATTRIBUTES", "Identity", "IdentityError", "attribute_lines"]
 
@@ -33,7 +34,7 @@ class IdentityError(ValueError):
     """An attribute that cannot be used; ``str()`` says what is wrong with it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Identity:
     """The client of a session. Octets without their encoding; None stands for what is not known.
 

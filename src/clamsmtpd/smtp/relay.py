@@ -15,7 +15,7 @@ import enum
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.body import Stuffing
@@ -69,7 +69,8 @@ INPUT_MAX = 65536
 #: if the client does not read them.
 OUTSTANDING_MAX = 100
 
-_OnReply = Callable[[Reply], None]
+# Gets a reply, and the argument of the command that it is for, where that matters.
+_OnReply = Callable[[Reply, bytes], None]
 
 # Reply codes that change the course of the dialogue (RFC 5321 section 4.2.3, RFC 4954 section 4).
 _READY = 220
@@ -125,19 +126,37 @@ class _Phase(enum.Enum):
         self.awaits = awaits
 
 
-# What a client may say before it has introduced itself: nothing in which the next hop would mistake our
-# address for the client's (setting XClient), and nothing that was agreed on before TLS or XCLIENT.
-_BEFORE_HELLO = frozenset({b"HELO", b"EHLO", b"LHLO", b"NOOP", b"RSET", b"HELP", b"QUIT", b"XCLIENT", b"PROXY"})
-
-# What a client may pipeline without an end to it (RFC 2920 section 3.1, Postfix XFORWARD_README).
-_GROUPED = frozenset({b"MAIL", b"RCPT", b"RSET", b"XFORWARD"})
+# Names of the module: to find a member in its class costs several times as much, and this is asked at every step.
+_PREPARING = _Phase.PREPARING
+_COMMAND = _Phase.COMMAND
+_AUTH = _Phase.AUTH
+_CHUNK = _Phase.CHUNK
+_DATA = _Phase.DATA
+_VERDICT = _Phase.VERDICT
+_TRANSMISSION = _Phase.TRANSMISSION
+_FINAL_REPLY = _Phase.FINAL_REPLY
+_HANDSHAKE = _Phase.HANDSHAKE
+_CLOSED = _Phase.CLOSED
 
 # Ways for a message, or for the connection, past the scanner: known, and never passed on.
 _KNOWN = frozenset({b"BURL", b"XEXCH50", b"SEND", b"SOML", b"SAML", b"TURN", b"ATRN"})
 
-# What makes no sense between the chunks of a message (RFC 3030 section 2); for the next hop, the message has not
-# begun yet, so that it would see nothing wrong in them.
-_NOT_BETWEEN_CHUNKS = frozenset({b"MAIL", b"RCPT", b"DATA", b"AUTH", b"XFORWARD", b"ETRN"})
+
+class _Command(NamedTuple):
+    """A verb: how it is carried out, and what may stand in its way.
+
+    ``object_to`` returns our own refusal, or nothing. ``before_hello``: it may come before the client has introduced
+    itself; that is nothing in which the next hop would mistake our address for the client's (setting XClient), and
+    nothing that was agreed on before TLS or XCLIENT. ``grouped``: it may be pipelined without an end to it (RFC 2920
+    section 3.1, Postfix XFORWARD_README). ``between_chunks``: it makes sense between the chunks of a message (RFC
+    3030 section 2); for the next hop, the message has not begun yet, so that it would see nothing wrong in any.
+    """
+
+    carry_out: Callable[[Relay, bytes, bytes], None]
+    object_to: Callable[[Relay, bytes], bytes] | None = None
+    before_hello: bool = False
+    grouped: bool = False
+    between_chunks: bool = True
 
 
 class Relay:
@@ -175,6 +194,7 @@ class Relay:
         "_input_ended",
         "_message",
         "_offers",
+        "_one_recipient",
         "_owed",
         "_phase",
         "_plain",
@@ -196,9 +216,10 @@ class Relay:
         #: Counts complete commands and replies, so that a clock can tell progress from dribble.
         self.steps = 0
         self._terms = terms = terms or Terms()
+        self._one_recipient = terms.one_recipient
         self._identity = identity or Identity()
         self._effects: list[Effect] = []
-        self._phase = _Phase.PREPARING
+        self._phase = _PREPARING
         self._draining = False
         self._client_gone = False
         self._client_full = False
@@ -211,7 +232,7 @@ class Relay:
         self._errors = 0
         # The next hop: what it owes, what it offers, whether TLS with it has failed.
         self._reader = ReplyReader()
-        self._owed: deque[_OnReply] = deque([self._on_greeting])
+        self._owed: deque[tuple[_OnReply, bytes]] = deque([(self._on_greeting, b"")])
         self._grouped = False
         self._offers = Offers()
         self._plain = False
@@ -227,7 +248,7 @@ class Relay:
         self._forwarding: list[bytes] | None = None
         self._secure = False
         self._authenticated = False
-        # The transaction.
+        # The transaction; of sender and recipients, the arguments of MAIL and RCPT.
         self._transaction = False
         self._binary = False
         self._sender = b""
@@ -256,22 +277,26 @@ class Relay:
     @property
     def wants_input(self) -> bool:
         """Whether to go on reading from the client; false is backpressure."""
-        # What comes between STARTTLS and the handshake is for the handshake to read.
-        return len(self._input) < INPUT_MAX and self._phase is not _Phase.HANDSHAKE
+        if not self._input.pending:
+            # What comes between STARTTLS and the handshake is for the handshake to read.
+            return self._phase is not _HANDSHAKE
+        # A client that has been told all may be throwing words at us still, and must see them taken.
+        return len(self._input) < INPUT_MAX or self._phase is _CLOSED
 
     @property
     def in_auth(self) -> bool:
         """Whether the client's next line is part of an AUTH dialogue."""
-        return self._phase is _Phase.AUTH
+        return self._phase is _AUTH
 
     # ---- events -------------------------------------------------------------------------------
 
     def client_data(self, data: bytes) -> list[Effect]:
         """Take octets from the client."""
-        if self._phase is not _Phase.CLOSED:
+        if self._phase is not _CLOSED:
             self._input.feed(data)
             self._read_client()
-        return self._take_effects()
+        effects, self._effects = self._effects, []
+        return effects
 
     def client_eof(self) -> list[Effect]:
         """Learn that the client will send nothing more, though it may still read.
@@ -281,11 +306,11 @@ class Relay:
         message. The former will send the message again, so that it must not be delivered now.
         """
         self._input_ended = True
-        undecided = self._phase in (_Phase.VERDICT, _Phase.TRANSMISSION)
-        if undecided and not self._input:
-            self._add(Note("client left before the reply to its message; nothing delivered"))
+        undecided = self._phase in (_VERDICT, _TRANSMISSION)
+        if undecided and not self._input.pending:
+            self._effects.append(Note("client left before the reply to its message; nothing delivered"))
             self._close(replies.CLIENT_LEFT)
-        elif self._phase is _Phase.PREPARING and not self._input:
+        elif self._phase is _PREPARING and not self._input.pending:
             # It has said nothing, and waits for nothing.
             self._close(linger=False)
         else:
@@ -294,9 +319,9 @@ class Relay:
 
     def client_secured(self) -> list[Effect]:
         """Learn that TLS with the client is in use: all that comes from now on has come through it."""
-        if self._phase is _Phase.HANDSHAKE:
+        if self._phase is _HANDSHAKE:
             self.steps += 1
-            self._phase = _Phase.COMMAND
+            self._phase = _COMMAND
             self._secure = True
             # RFC 3207 section 4.2: nothing that was said before counts any more.
             self._hello_due = True
@@ -306,20 +331,20 @@ class Relay:
 
     def server_secured(self) -> list[Effect]:
         """Learn that TLS with the next hop is in use."""
-        if self._phase is _Phase.PREPARING:
+        if self._phase is _PREPARING:
             self.steps += 1
             self._greet()
         return self._take_effects()
 
     def server_insecure(self, reason: str) -> list[Effect]:
         """Learn that the TLS handshake with the next hop has failed."""
-        if self._phase is _Phase.PREPARING:
-            self._add(Note(f"next hop: {reason}"))
+        if self._phase is _PREPARING:
+            self._effects.append(Note(f"next hop: {reason}"))
             if self._terms.out_tls is OutTls.MAY:
                 self._plain = True
                 self._reader = ReplyReader()
-                self._owed.append(self._on_greeting)
-                self._add(Reconnect())
+                self._owed.append((self._on_greeting, b""))
+                self._effects.append(Reconnect())
             else:
                 self._close(replies.NEXT_HOP_INSECURE)
         return self._take_effects()
@@ -335,7 +360,7 @@ class Relay:
         self._client_gone = self._input_ended = True
         # Before the final dot, closing undoes the delivery. After it, only the next hop's reply can
         # tell the log what became of the message, so that one is waited for.
-        if self._phase is not _Phase.FINAL_REPLY:
+        if self._phase is not _FINAL_REPLY:
             self._close()
         return self._take_effects()
 
@@ -343,12 +368,13 @@ class Relay:
         """Take octets from the next hop."""
         self._reader.feed(data)
         self._read_server()
-        return self._take_effects()
+        effects, self._effects = self._effects, []
+        return effects
 
     def server_lost(self, reason: str) -> list[Effect]:
         """Learn that the connection to the next hop is gone, or never came about."""
-        if self._phase is not _Phase.CLOSED and not self._server_gone:
-            self._add(Note(f"next hop: {reason}"))
+        if self._phase is not _CLOSED and not self._server_gone:
+            self._effects.append(Note(f"next hop: {reason}"))
             self._lose_server(self._lost_reply())
         return self._take_effects()
 
@@ -369,7 +395,7 @@ class Relay:
 
     def decide(self, decision: Decision) -> list[Effect]:
         """Take the decision about the message that the last ``Inspect`` handed over."""
-        if self._phase is _Phase.VERDICT:
+        if self._phase is _VERDICT:
             self.steps += 1
             self._decision = decision
             self._carry_out()
@@ -378,8 +404,8 @@ class Relay:
 
     def transmitted(self) -> list[Effect]:
         """Learn that the text and the final dot have been handed to the connection."""
-        if self._phase is _Phase.TRANSMISSION:
-            self._phase = _Phase.FINAL_REPLY
+        if self._phase is _TRANSMISSION:
+            self._phase = _FINAL_REPLY
             self.steps += 1
         return self._take_effects()
 
@@ -405,7 +431,7 @@ class Relay:
         elif awaited is Awaits.HANDSHAKE:
             self._close(linger=False)
         elif awaited not in (Awaits.VERDICT, Awaits.NOTHING):
-            self._add(Note(f"timed out waiting for {awaited.value}"))
+            self._effects.append(Note(f"timed out waiting for {awaited.value}"))
             self._lose_server(self._lost_reply())
         return self._take_effects()
 
@@ -413,35 +439,38 @@ class Relay:
 
     def _read_client(self) -> None:
         """Work through the client's octets for as long as it is its turn."""
+        lines = self._input
         while True:
-            if self._phase is _Phase.DATA:
-                if not self._input:
+            phase = self._phase
+            if phase is _COMMAND or phase is _AUTH:
+                if not (lines.pending or self._held is not None or self._draining):
+                    break
+                # Behind commands that the next hop has not answered, only such as may be pipelined.
+                if self._owed and not (self._grouped and len(self._owed) < OUTSTANDING_MAX):
+                    break
+                # Each command makes a reply, which would wait in memory.
+                if self._client_full or not self._read_line():
+                    break
+            elif phase is _DATA:
+                if not lines.pending:
                     break
                 self._read_text()
-            elif self._phase is _Phase.CHUNK:
-                if self._chunk_left and not self._input:
+            elif phase is _CHUNK:
+                if self._chunk_left and not lines.pending:
                     break
                 self._read_chunk()
-            elif not self._may_read_line() or not self._read_line():
+            else:
                 break
         # All input has been used, and there will be no more: not of a command, nor of a text.
         if self._input_ended and not self._client_full and self.awaits in (Awaits.COMMAND, Awaits.DATA):
             self._close(linger=False)
-
-    def _may_read_line(self) -> bool:
-        if self._client_full:
-            # Each command makes a reply, which would wait in memory.
-            return False
-        if self._owed:
-            return self._phase is _Phase.COMMAND and self._grouped and len(self._owed) < OUTSTANDING_MAX
-        return self._phase in (_Phase.COMMAND, _Phase.AUTH)
 
     def _read_line(self) -> bool:
         """Take the client's next command; false when there is none, or when it has to wait."""
         if self._draining and not self._transaction and not self._owed:
             self._close(replies.SHUTTING_DOWN)
             return False
-        in_auth = self._phase is _Phase.AUTH
+        in_auth = self._phase is _AUTH
         line, self._held = self._held, None
         if line is None:
             line = self._input.next(AUTH_LINE_MAX if in_auth else COMMAND_LINE_MAX)
@@ -449,7 +478,7 @@ class Relay:
                 return False
             self.steps += 1
         if in_auth:
-            self._phase = _Phase.COMMAND
+            self._phase = _COMMAND
             # A line that must not be passed on cancels the dialogue, as the client itself may do
             # (RFC 4954 section 4). What the next hop says to that is the one reply to it.
             self._ask(b"*\r\n" if isinstance(line, Refused) else line + b"\r\n", self._on_auth, secret=True)
@@ -465,31 +494,23 @@ class Relay:
     def _dispatch(self, line: bytes) -> bool:
         """Carry a command out; false when its turn has not come, because it cannot be pipelined."""
         verb, argument = parse_command(line)
-        handler = self._HANDLERS.get(verb)
-        if handler is None:
+        command = self._COMMANDS.get(verb)
+        if command is None:
             objection = replies.COMMAND_REFUSED if verb in _KNOWN else replies.COMMAND_UNKNOWN
+        elif self._hello_due and not command.before_hello:
+            objection = replies.HELLO_FIRST
+        elif self._message is not None and not command.between_chunks:
+            objection = replies.CHUNKS_BEGUN
         else:
-            objection = self._objection(verb, argument)
-        if self._owed and (objection or verb not in _GROUPED):
+            objection = command.object_to(self, argument) if command.object_to is not None else b""
+        if self._owed and (objection or command is None or not command.grouped):
             self._held = line
             return False
-        if objection or handler is None:
+        if objection or command is None:
             self._refuse(objection)
         else:
-            handler(self, line + b"\r\n", argument)
+            command.carry_out(self, line + b"\r\n", argument)
         return True
-
-    def _objection(self, verb: bytes, argument: bytes) -> bytes:
-        """Return our own refusal of a command; nothing if it may be carried out."""
-        if verb == b"BDAT":
-            # Whatever is wrong with it, its octets must be read (RFC 3030 section 2).
-            return b""
-        if self._hello_due and verb not in _BEFORE_HELLO:
-            return replies.HELLO_FIRST
-        if self._message is not None and verb in _NOT_BETWEEN_CHUNKS:
-            return replies.CHUNKS_BEGUN
-        objection = self._OBJECTIONS.get(verb)
-        return objection(self, argument) if objection else b""
 
     def _objection_to_hello(self, _argument: bytes) -> bytes:
         return replies.WRONG_HELLO if self._terms.lmtp_client else b""
@@ -572,23 +593,17 @@ class Relay:
             self._held = line.removesuffix(b"\r\n")
             return
 
-        def on_reply(reply: Reply) -> None:
-            if reply.positive:
-                self._transaction = True
-                self._binary = has_parameter(argument, b"BODY=BINARYMIME")
-                self._sender = parse_path(argument, b"FROM")
-                self._recipients = []
-            self._pass_on(reply)
-
-        self._ask(line, on_reply, grouped=True)
+        self._ask(line, self._on_mail, argument, grouped=True)
 
     def _forward_first(self) -> bool:
         """Tell the next hop's log by XFORWARD who the client is, if we have learnt it; tell whether a command was sent.
 
         Not if the client sends an XFORWARD of its own, nor if XCLIENT has told already.
         """
+        if not self._identity.learnt:
+            return False
         if self._forwarding is None:
-            wanted = self._identity.learnt and not self._forwarded and not self._terms.announce
+            wanted = not self._forwarded and not self._terms.announce
             protocol = b"ESMTP" if self._extended else b"SMTP"
             lines = self._identity.xforward(self._offers.xforward, helo=self._hello, protocol=protocol)
             self._forwarding = lines if wanted else []
@@ -598,21 +613,16 @@ class Relay:
         return True
 
     def _do_rcpt(self, line: bytes, argument: bytes) -> None:
-        if self._terms.one_recipient and self._recipients:
+        if self._one_recipient and self._recipients:
             # No error of the client's: it is asked to take it up again later.
             self._say(replies.ONE_RECIPIENT)
             return
 
-        def on_reply(reply: Reply) -> None:
-            if reply.positive:
-                self._recipients.append(parse_path(argument, b"TO"))
-            self._pass_on(reply)
-
-        self._ask(line, on_reply, grouped=True)
+        self._ask(line, self._on_rcpt, argument, grouped=True)
 
     def _do_data(self, _line: bytes, _argument: bytes) -> None:
         self._begin_message(Message(limit=self._offers.size))
-        self._phase = _Phase.DATA
+        self._phase = _DATA
         self._say(replies.START_INPUT)
 
     def _do_bdat(self, _line: bytes, argument: bytes) -> None:
@@ -623,7 +633,7 @@ class Relay:
             self._close(replies.BDAT_LENGTH_UNKNOWN)
             return
         length, last = chunk
-        self._phase = _Phase.CHUNK
+        self._phase = _CHUNK
         self._chunk_length = self._chunk_left = length
         self._chunk_last = last is True
         objection = replies.HELLO_FIRST if self._hello_due else self._objection_to_text()
@@ -641,18 +651,8 @@ class Relay:
             self._fail(replies.TOO_LARGE)
 
     def _do_rset(self, line: bytes, _argument: bytes) -> None:
-        had_chunks = self._abandon_chunks()
+        on_reply = self._on_rset_within_message if self._abandon_chunks() else self._on_rset
         self._forwarding = None
-
-        def on_reply(reply: Reply) -> None:
-            if reply.positive:
-                self._forget_envelope()
-            elif had_chunks:
-                # For the next hop the transaction goes on, and the message in it has lost its beginning.
-                self._break_off(f"answered RSET with {_show(reply)}")
-                return
-            self._pass_on(reply)
-
         self._ask(line, on_reply, grouped=True)
 
     def _do_quit(self, line: bytes, _argument: bytes) -> None:
@@ -663,20 +663,14 @@ class Relay:
 
     def _do_xforward(self, line: bytes, argument: bytes) -> None:
         self._forwarded = True
-
-        def on_reply(reply: Reply) -> None:
-            if reply.positive:
-                self._remote.update(parse_xforward(argument))
-            self._pass_on(reply)
-
-        self._ask(line, on_reply, grouped=True)
+        self._ask(line, self._on_xforward, argument, grouped=True)
 
     def _do_starttls(self, _line: bytes, _argument: bytes) -> None:
         # RFC 3207 section 4: commands behind it came in plain text, from whoever was on the way (CVE-2011-0411).
         self._input.take_all()
         self._say(replies.START_TLS)
-        self._phase = _Phase.HANDSHAKE
-        self._add(SecureClient())
+        self._phase = _HANDSHAKE
+        self._effects.append(SecureClient())
 
     def _do_xclient(self, _line: bytes, argument: bytes) -> None:
         try:
@@ -688,13 +682,15 @@ class Relay:
         self._forget_envelope()
         self._hello_due = True
         self._announced = not self._terms.announce
-        self._add(Identify(self._identity))
+        self._effects.append(Identify(self._identity))
         self._say(replies.greeting(lmtp=self._terms.lmtp_client))
 
     def _do_proxy(self, _line: bytes, _argument: bytes) -> None:
         # No SMTP at all, but what every connection of a proxy begins with that nobody here trusts. To go on would
         # take that proxy for the client.
-        self._add(Note("PROXY protocol from a client that is not among TrustedClients, or without ProxyProtocol: on"))
+        self._effects.append(
+            Note("PROXY protocol from a client that is not among TrustedClients, or without ProxyProtocol: on")
+        )
         self._close(replies.PROXY_REFUSED)
 
     # ---- the message --------------------------------------------------------------------------
@@ -703,7 +699,7 @@ class Relay:
         self._message = message
         self._decision = None
         self._stored = True
-        self._add(BeginMessage())
+        self._effects.append(BeginMessage())
 
     def _read_text(self) -> None:
         message = self._message
@@ -722,7 +718,7 @@ class Relay:
             self._store(message, message.feed_chunk(data))
         if self._chunk_left:
             return
-        self._phase = _Phase.COMMAND
+        self._phase = _COMMAND
         if message is None:
             self._refuse(self._chunk_refusal)
         elif self._chunk_last:
@@ -733,7 +729,7 @@ class Relay:
             self._say(message.failure or replies.chunk_taken(self._chunk_length))
             if message.failure:
                 message.failure = replies.CHUNK_REFUSED_BEFORE
-        if self._server_gone and self._phase is _Phase.COMMAND:
+        if self._server_gone and self._phase is _COMMAND:
             self._close(replies.NEXT_HOP_LOST)
 
     def _store(self, message: Message, text: bytes) -> None:
@@ -742,7 +738,7 @@ class Relay:
         if message.too_large:
             self._fail(replies.TOO_LARGE)
         else:
-            self._add(Store(text))
+            self._effects.append(Store(text))
 
     def _fail(self, reply: bytes) -> None:
         """Give up the message at hand, with the first reason there is, and read the rest of it."""
@@ -754,22 +750,22 @@ class Relay:
     def _end_message(self, message: Message) -> None:
         """Have a message judged that is whole, or answer for one that cannot be taken."""
         self.steps += 1
-        self._phase = _Phase.VERDICT
+        self._phase = _VERDICT
         # RFC 2033 section 4.2: LMTP answers for each recipient, and for BDAT LAST as for the final dot.
         self._unanswered = max(len(self._recipients), 1) if self._terms.lmtp_client else 1
         if message.deceptive and not message.failure:
-            self._add(Note("message refused: a dot stands between line ends that are not CRLF"))
+            self._effects.append(Note("message refused: a dot stands between line ends that are not CRLF"))
             message.failure = replies.DECEPTIVE_END
         if message.failure:
             self._decision = Defer()
             self._carry_out()
         else:
-            self._add(Inspect(self._envelope(), message.stuffed))
+            self._effects.append(Inspect(self._envelope(), message.stuffed))
 
     def _carry_out(self) -> None:
         """Do what was decided about the message, once the next hop owes us nothing."""
         decision, message = self._decision, self._message
-        if self._phase is not _Phase.VERDICT or decision is None or message is None or self._owed:
+        if self._phase is not _VERDICT or decision is None or message is None or self._owed:
             return
         if message.failure:
             self._finish_message(message.failure)
@@ -793,12 +789,12 @@ class Relay:
         if field and message.header.blank_first:
             field += b"\r\n"
         offset = message.header.top if decision.on_top else message.header.end
-        self._phase = _Phase.TRANSMISSION
-        self._owed.extend([self._on_final_reply] * (len(self._recipients) if self._terms.lmtp_server else 1))
+        self._phase = _TRANSMISSION
+        self._owed.extend([(self._on_final_reply, b"")] * (len(self._recipients) if self._terms.lmtp_server else 1))
         if message.raw:
-            self._add(Transmit(offset, field, b"BDAT %d LAST\r\n" % (message.length + len(field)), b""))
+            self._effects.append(Transmit(offset, field, b"BDAT %d LAST\r\n" % (message.length + len(field)), b""))
         else:
-            self._add(Transmit(offset, Stuffing().feed(field)))
+            self._effects.append(Transmit(offset, Stuffing().feed(field)))
 
     def _answer(self, reply: bytes) -> None:
         """Say the reply to the whole message, to as many recipients as have none yet."""
@@ -817,30 +813,30 @@ class Relay:
     def _end_transaction(self) -> None:
         self._discard()
         self._message = None
-        self._phase = _Phase.COMMAND
+        self._phase = _COMMAND
         self._forget_envelope()
 
-    def _on_data(self, reply: Reply) -> None:
+    def _on_data(self, reply: Reply, _argument: bytes = b"") -> None:
         """Take the answer to DATA for a message that is to be delivered."""
         decision, message = self._decision, self._message
         if reply.code == _START_INPUT and isinstance(decision, Deliver) and message is not None:
             self._transmit(message, decision)
         elif reply.negative:
-            self._add(Note(f"next hop refused DATA: {_show(reply)}"))
+            self._effects.append(Note(f"next hop refused DATA: {_show(reply)}"))
             self._finish_message(reply.encode())
         else:
             # RFC 5321 section 4.3.2: only 354 asks for the text.
             self._break_off(f"answered DATA with {_show(reply)}")
 
-    def _on_final_reply(self, reply: Reply) -> None:
+    def _on_final_reply(self, reply: Reply, _argument: bytes = b"") -> None:
         """Take an answer to the whole message: the one of SMTP, or one of LMTP's."""
-        early = self._phase is _Phase.TRANSMISSION
+        early = self._phase is _TRANSMISSION
         if not reply.negative and (early or not reply.positive):
             when = "before the end" if early else "to the end"
             self._break_off(f"answered {_show(reply)} {when} of a message")
             return
         if reply.negative:
-            self._add(Note(f"next hop refused the message: {_show(reply)}"))
+            self._effects.append(Note(f"next hop refused the message: {_show(reply)}"))
         if self._owed and not early:
             # There is one more of them for each recipient, and so there is for the client.
             self._say(reply.encode())
@@ -855,20 +851,23 @@ class Relay:
 
     # ---- the next hop's replies ---------------------------------------------------------------
 
-    def _ask(self, command: bytes, on_reply: _OnReply, *, secret: bool = False, grouped: bool = False) -> None:
-        """Send a command to the next hop; ``on_reply`` gets the reply.
+    def _ask(
+        self, command: bytes, on_reply: _OnReply, argument: bytes = b"", *, secret: bool = False, grouped: bool = False
+    ) -> None:
+        """Send a command to the next hop; ``on_reply`` gets the reply, and ``argument``.
 
         ``grouped``: others of its kind may be sent before the reply comes, if the next hop takes that. Otherwise
         nothing is owed when it is sent, and nothing is sent until its reply is here.
         """
         self._errors = 0
-        self._grouped = grouped and self._offers.pipelining and not self._terms.one_recipient
-        self._owed.append(on_reply)
-        self._add(ToServer(command, secret))
+        self._grouped = grouped and self._offers.pipelining and not self._one_recipient
+        self._owed.append((on_reply, argument))
+        self._effects.append(ToServer(command, secret))
 
     def _read_server(self) -> None:
-        while self._phase is not _Phase.CLOSED and not self._server_gone:
-            reply = self._reader.next()
+        reader = self._reader
+        while self._phase is not _CLOSED and not self._server_gone:
+            reply = reader.next()
             if reply is None:
                 break
             if isinstance(reply, Malformed):
@@ -876,30 +875,31 @@ class Relay:
                 break
             self.steps += 1
             if self._owed:
-                self._owed.popleft()(reply)
-                self._after_reply(reply)
+                on_reply, argument = self._owed.popleft()
+                on_reply(reply, argument)
+                if reply.code == _CLOSING and not self._server_gone:
+                    # RFC 5321 section 3.8: it closes behind this reply, and so must we.
+                    self._close(None if self._said_421 else replies.NEXT_HOP_LOST)
             elif reply.code == _CLOSING:
-                self._add(Note(f"next hop closed the dialogue: {_show(reply)}"))
+                self._effects.append(Note(f"next hop closed the dialogue: {_show(reply)}"))
                 self._lose_server(reply.encode())
             else:
                 # From here on, every reply would be taken for another command's.
                 self._break_off(f"sent a reply that nobody asked for: {_show(reply)}")
-        self._carry_out()
+            if not reader.ready:
+                break
+        if self._phase is _VERDICT:
+            self._carry_out()
         self._read_client()
 
-    def _after_reply(self, reply: Reply) -> None:
-        if reply.code == _CLOSING and not self._server_gone:
-            # RFC 5321 section 3.8: it closes behind this reply, and so must we.
-            self._close(None if self._said_421 else replies.NEXT_HOP_LOST)
-
-    def _pass_on(self, reply: Reply) -> None:
-        if reply.positive or reply.negative:
+    def _pass_on(self, reply: Reply, _argument: bytes = b"") -> None:
+        if not reply.intermediate:
             self._say(reply.encode())
         else:
             # 3yz asks for input that the command had no room for.
             self._break_off(f"asked for more with {_show(reply)}")
 
-    def _on_greeting(self, reply: Reply) -> None:
+    def _on_greeting(self, reply: Reply, _argument: bytes = b"") -> None:
         if reply.negative:
             self._close(reply.encode())
         elif reply.code != _READY:
@@ -910,35 +910,35 @@ class Relay:
             verb = self._greeting_verb(extended=True)
             self._ask(b"%b %b\r\n" % (verb, replies.NAME), self._on_own_hello)
 
-    def _on_own_hello(self, reply: Reply) -> None:
+    def _on_own_hello(self, reply: Reply, _argument: bytes = b"") -> None:
         if reply.positive and Offers.read(reply.lines).starttls:
             self._ask(b"STARTTLS\r\n", self._on_starttls)
         else:
             self._go_without_tls("does not offer STARTTLS")
 
-    def _on_starttls(self, reply: Reply) -> None:
+    def _on_starttls(self, reply: Reply, _argument: bytes = b"") -> None:
         if reply.code != _READY:
             self._go_without_tls(f"refused STARTTLS: {_show(reply)}")
         elif self._reader:
             # Replies that came in plain text, from whoever is on the way, and would be taken for those to come.
             self._break_off("sent something behind its reply to STARTTLS")
         else:
-            self._add(SecureServer())
+            self._effects.append(SecureServer())
 
     def _go_without_tls(self, what_it_did: str) -> None:
         if self._terms.out_tls is OutTls.MAY:
             self._greet()
         else:
-            self._add(Note(f"next hop {what_it_did}"))
+            self._effects.append(Note(f"next hop {what_it_did}"))
             self._close(replies.NEXT_HOP_INSECURE)
 
     def _greet(self) -> None:
         """Let the dialogue begin: the next hop is ready."""
-        self._phase = _Phase.COMMAND
+        self._phase = _COMMAND
         self._say(replies.greeting(lmtp=self._terms.lmtp_client))
         self._read_client()
 
-    def _on_hello(self, reply: Reply) -> None:
+    def _on_hello(self, reply: Reply, _argument: bytes = b"") -> None:
         if reply.positive:
             self._hop_hello = reply
             self._welcome(reply)
@@ -949,7 +949,7 @@ class Relay:
         else:
             self._pass_on(reply)
 
-    def _on_rset_for_hello(self, reply: Reply) -> None:
+    def _on_rset_for_hello(self, reply: Reply, _argument: bytes = b"") -> None:
         self._on_own_rset(reply)
         if reply.positive and self._hop_hello is not None:
             self._welcome(self._hop_hello)
@@ -967,11 +967,11 @@ class Relay:
             reply.lines,
             starttls=self._terms.starttls and not self._secure,
             xclient=self._terms.trusted,
-            one_recipient=self._terms.one_recipient,
+            one_recipient=self._one_recipient,
         )
         self._say(ours)
 
-    def _on_hello_for_xclient(self, reply: Reply) -> None:
+    def _on_hello_for_xclient(self, reply: Reply, _argument: bytes = b"") -> None:
         """Announce the client, if the next hop takes that, before it is introduced by its name."""
         offered = Offers.read(reply.lines).xclient if reply.positive else frozenset()
         protocol = b"ESMTP" if self._extended else b"SMTP"
@@ -979,7 +979,9 @@ class Relay:
         if self._announcing:
             self._ask(self._announcing.popleft(), self._on_xclient)
         elif reply.positive or not self._extended:
-            self._add(Note("next hop does not offer XCLIENT; it takes the filter's address for the client's"))
+            self._effects.append(
+                Note("next hop does not offer XCLIENT; it takes the filter's address for the client's")
+            )
             self._announced = True
             if self._extended:
                 self._on_hello(reply)
@@ -988,7 +990,7 @@ class Relay:
         else:
             self._pass_on(reply)
 
-    def _on_xclient(self, reply: Reply) -> None:
+    def _on_xclient(self, reply: Reply, _argument: bytes = b"") -> None:
         if not reply.positive:
             # It refuses this client. Nothing was announced: no later command gets past this.
             self._pass_on(reply)
@@ -999,73 +1001,103 @@ class Relay:
             self._announced = True
             self._repeat_hello()
 
-    def _on_own_xforward(self, _reply: Reply) -> None:
+    def _on_own_xforward(self, _reply: Reply, _argument: bytes) -> None:
         # It only changes what the next hop logs: a refusal is no reason to refuse mail.
         return
 
-    def _on_auth(self, reply: Reply) -> None:
+    def _on_mail(self, reply: Reply, argument: bytes) -> None:
+        if reply.positive:
+            self._transaction = True
+            self._binary = has_parameter(argument, b"BODY=BINARYMIME")
+            self._sender = argument
+            self._recipients = []
+        self._pass_on(reply)
+
+    def _on_rcpt(self, reply: Reply, argument: bytes) -> None:
+        if reply.positive:
+            self._recipients.append(argument)
+        self._pass_on(reply)
+
+    def _on_rset(self, reply: Reply, _argument: bytes) -> None:
+        if reply.positive:
+            self._forget_envelope()
+        self._pass_on(reply)
+
+    def _on_rset_within_message(self, reply: Reply, argument: bytes) -> None:
+        if reply.positive:
+            self._on_rset(reply, argument)
+        else:
+            # For the next hop the transaction goes on, and the message in it has lost its beginning.
+            self._break_off(f"answered RSET with {_show(reply)}")
+
+    def _on_xforward(self, reply: Reply, argument: bytes) -> None:
+        if reply.positive:
+            self._remote.update(parse_xforward(argument))
+        self._pass_on(reply)
+
+    def _on_auth(self, reply: Reply, _argument: bytes = b"") -> None:
         if reply.code == _AUTHENTICATED:
             self._authenticated = True
         if reply.code == _AUTH_CONTINUES:
-            self._phase = _Phase.AUTH
+            self._phase = _AUTH
             self._say(reply.encode())
         else:
             self._pass_on(reply)
 
-    def _on_quit(self, reply: Reply) -> None:
+    def _on_quit(self, reply: Reply, _argument: bytes = b"") -> None:
         self._close(reply.encode(), linger=False)
 
-    def _on_own_rset(self, reply: Reply) -> None:
+    def _on_own_rset(self, reply: Reply, _argument: bytes = b"") -> None:
         # A next hop that keeps the old envelope could send the next message to its recipients.
         if not reply.positive:
             self._break_off(f"answered RSET with {_show(reply)}")
 
-    def _on_own_noop(self, reply: Reply) -> None:
+    def _on_own_noop(self, reply: Reply, _argument: bytes = b"") -> None:
         if reply.code == _CLOSING:
             self._break_off(f"answered NOOP with {_show(reply)}")
 
     # ---- the end ------------------------------------------------------------------------------
 
     def _lost_reply(self) -> bytes:
-        return replies.NEXT_HOP_UNREACHABLE if self._phase is _Phase.PREPARING else replies.NEXT_HOP_LOST
+        return replies.NEXT_HOP_UNREACHABLE if self._phase is _PREPARING else replies.NEXT_HOP_LOST
 
     def _break_off(self, what_it_did: str) -> None:
         """Give a next hop up that cannot be understood any more."""
-        self._add(Note(f"next hop {what_it_did}"))
+        self._effects.append(Note(f"next hop {what_it_did}"))
         self._lose_server(replies.NEXT_HOP_CONFUSED)
 
     def _lose_server(self, reply: bytes) -> None:
         """Go on without a next hop: read a message to its end, but say 4xx to it, and close with 421."""
         self._server_gone = True
         self._owed.clear()
-        self._add(CloseServer(abort=self._phase is _Phase.TRANSMISSION))
-        if self._phase in (_Phase.DATA, _Phase.CHUNK):
+        self._effects.append(CloseServer(abort=self._phase is _TRANSMISSION))
+        if self._phase in (_DATA, _CHUNK):
             self._fail(replies.NEXT_HOP_LOST_MESSAGE)
-        elif self._phase is _Phase.VERDICT:
+        elif self._phase is _VERDICT:
             self._carry_out()
         else:
-            if self._phase in (_Phase.TRANSMISSION, _Phase.FINAL_REPLY):
+            if self._phase in (_TRANSMISSION, _FINAL_REPLY):
                 self._answer(replies.NEXT_HOP_LOST_MESSAGE)
             self._close(reply)
 
     def _close(self, reply: bytes | None = None, *, linger: bool = True) -> None:
         """End the dialogue on both sides; ``reply`` is the last thing that the client hears."""
-        if self._phase is _Phase.CLOSED:
+        if self._phase is _CLOSED:
             return
         # Within a handshake there is no way to say anything.
-        if reply is not None and self._phase is not _Phase.HANDSHAKE:
+        if reply is not None and self._phase is not _HANDSHAKE:
             self._say(reply)
         self._discard()
         if not self._server_gone:
-            self._add(CloseServer(abort=self._phase is _Phase.TRANSMISSION))
-        self._add(CloseClient(linger))
-        self._phase = _Phase.CLOSED
+            self._effects.append(CloseServer(abort=self._phase is _TRANSMISSION))
+        self._effects.append(CloseClient(linger))
+        self._phase = _CLOSED
         self._owed.clear()
 
     def _discard(self) -> None:
         if self._stored:
             self._stored = False
-            self._add(Discard())
+            self._effects.append(Discard())
 
     def _abandon_chunks(self) -> bool:
         """Throw the chunks of a message away that has not ended; tell whether there were any."""
@@ -1087,18 +1119,15 @@ class Relay:
 
     def _envelope(self) -> Envelope:
         return Envelope(
-            sender=self._sender,
-            recipients=tuple(self._recipients),
+            sender=parse_path(self._sender, b"FROM"),
+            recipients=tuple([parse_path(argument, b"TO") for argument in self._recipients]),
             remote=self._remote.get(b"ADDR"),
             remote_helo=self._remote.get(b"HELO"),
         )
 
     def _say(self, reply: bytes) -> None:
         self._said_421 = reply.startswith(b"421")
-        self._add(ToClient(reply))
-
-    def _add(self, effect: Effect) -> None:
-        self._effects.append(effect)
+        self._effects.append(ToClient(reply))
 
     def _take_effects(self) -> list[Effect]:
         effects, self._effects = self._effects, []
@@ -1106,37 +1135,27 @@ class Relay:
 
     # Verbs that are not here are unknown. That, too, is an allow-list: a verb that opened another way for
     # a message would lead it past the scanner.
-    _HANDLERS: ClassVar[dict[bytes, Callable[[Relay, bytes, bytes], None]]] = {
-        b"HELO": _do_helo,
-        b"EHLO": _do_ehlo,
-        b"LHLO": _do_ehlo,
-        b"MAIL": _do_mail,
-        b"RCPT": _do_rcpt,
-        b"DATA": _do_data,
-        b"BDAT": _do_bdat,
-        b"RSET": _do_rset,
-        b"QUIT": _do_quit,
-        b"AUTH": _do_auth,
-        b"STARTTLS": _do_starttls,
-        b"XFORWARD": _do_xforward,
-        b"XCLIENT": _do_xclient,
-        b"PROXY": _do_proxy,
-        b"NOOP": _do_plain,
-        b"VRFY": _do_plain,
-        b"EXPN": _do_plain,
-        b"HELP": _do_plain,
-        b"ETRN": _do_plain,
-    }
-
-    # What is refused before a command gets any further, by verb.
-    _OBJECTIONS: ClassVar[dict[bytes, Callable[[Relay, bytes], bytes]]] = {
-        b"HELO": _objection_to_hello,
-        b"EHLO": _objection_to_hello,
-        b"LHLO": _objection_to_lhlo,
-        b"MAIL": _objection_to_mail,
-        b"DATA": _objection_to_data,
-        b"STARTTLS": _objection_to_starttls,
-        b"XCLIENT": _objection_to_xclient,
+    _COMMANDS: ClassVar[dict[bytes, _Command]] = {
+        b"HELO": _Command(_do_helo, _objection_to_hello, before_hello=True),
+        b"EHLO": _Command(_do_ehlo, _objection_to_hello, before_hello=True),
+        b"LHLO": _Command(_do_ehlo, _objection_to_lhlo, before_hello=True),
+        b"MAIL": _Command(_do_mail, _objection_to_mail, grouped=True, between_chunks=False),
+        b"RCPT": _Command(_do_rcpt, grouped=True, between_chunks=False),
+        b"DATA": _Command(_do_data, _objection_to_data, between_chunks=False),
+        # Whatever is wrong with it, its octets must be read (RFC 3030 section 2): it objects by itself.
+        b"BDAT": _Command(_do_bdat, before_hello=True),
+        b"RSET": _Command(_do_rset, before_hello=True, grouped=True),
+        b"QUIT": _Command(_do_quit, before_hello=True),
+        b"AUTH": _Command(_do_auth, between_chunks=False),
+        b"STARTTLS": _Command(_do_starttls, _objection_to_starttls),
+        b"XFORWARD": _Command(_do_xforward, grouped=True, between_chunks=False),
+        b"XCLIENT": _Command(_do_xclient, _objection_to_xclient, before_hello=True),
+        b"PROXY": _Command(_do_proxy, before_hello=True),
+        b"NOOP": _Command(_do_plain, before_hello=True),
+        b"VRFY": _Command(_do_plain),
+        b"EXPN": _Command(_do_plain),
+        b"HELP": _Command(_do_plain, before_hello=True),
+        b"ETRN": _Command(_do_plain, between_chunks=False),
     }
 
 

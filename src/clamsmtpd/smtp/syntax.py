@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from clamsmtpd.values import record
 
 __all__ = [
     "AUTH_LINE_MAX",
@@ -50,36 +52,38 @@ class CommandLines:
     it cut at a bare LF, ``DA<NUL>`` could be completed by what follows.
     """
 
-    __slots__ = ("_at", "_data", "_refusing")
+    __slots__ = ("_at", "_refusing", "pending")
 
     def __init__(self) -> None:
-        self._data = b""
-        # Where the octets begin that have not been taken out. To cut the others off with each line would
+        #: Empty when all octets have been taken out.
+        self.pending = b""
+        # Where the octets in it begin that have not been taken out. To cut the others off with each line would
         # cost the square of what a client pipelines.
         self._at = 0
         self._refusing = False
 
     def __len__(self) -> int:
-        return len(self._data) - self._at
+        return len(self.pending) - self._at
 
     def feed(self, data: bytes) -> None:
         """Append octets from the client."""
-        self._data = self._data[self._at :] + data if self else data
+        self.pending = self.pending[self._at :] + data if self.pending else data
         self._at = 0
 
     def take_all(self) -> bytes:
         """Take out everything, as it stands."""
-        data = self._data[self._at :]
-        self._data = b""
+        data = self.pending[self._at :] if self._at else self.pending
+        self.pending = b""
         self._at = 0
         return data
 
     def take(self, octets: int) -> bytes:
         """Take out as many of the next ``octets`` as are there."""
-        end = min(self._at + octets, len(self._data))
-        data = self._data[self._at : end]
-        self._at = end
-        return data
+        begin = self._at
+        if octets >= len(self.pending) - begin:
+            return self.take_all()
+        self._at = begin + octets
+        return self.pending[begin : self._at]
 
     def next(self, limit: int) -> bytes | Refused | None:
         """Take out the next line, without CRLF; None if its end has not come.
@@ -87,31 +91,51 @@ class CommandLines:
         The refusal of a line comes as soon as it is certain, once; the rest of that line is then dropped.
         What comes out depends on the octets alone, not on how they were cut into segments.
         """
-        while True:
-            begin = self._at
-            end = self._data.find(b"\r\n", begin)
-            if self._refusing:
-                if end < 0:
-                    # A CR at the very end may be half of the CRLF that ends the line.
-                    self._data = b"\r" if self and self._data.endswith(b"\r") else b""
-                    self._at = 0
-                    return None
-                self._at = end + 2
-                self._refusing = False
-                continue
-            if end < 0:
-                return self._check_partial(limit)
-            self._at = end + 2
-            line = self._data[begin:end]
-            return self._verdict(line, limit) or line
+        if self._refusing and not self._drop_refused():
+            return None
+        data, begin = self.pending, self._at
+        if not data:
+            return None
+        end = data.find(b"\r\n", begin)
+        if end < 0:
+            return self._check_partial(limit)
+        line = data[begin:end]
+        end += 2
+        if end == len(data):
+            self.pending = b""
+            self._at = 0
+        else:
+            self._at = end
+        if len(line) <= limit and b"\0" not in line and b"\n" not in line and b"\r" not in line:
+            return line
+        return self._verdict(line, limit) or line
+
+    def _drop_refused(self) -> bool:
+        """Drop the rest of a line that was refused; tell whether its end has come."""
+        end = self.pending.find(b"\r\n", self._at)
+        if end < 0:
+            # A CR at the very end may be half of the CRLF that ends the line.
+            self.pending = b"\r" if self.pending.endswith(b"\r") else b""
+            self._at = 0
+            return False
+        self._refusing = False
+        self._take_until(end + 2)
+        return True
+
+    def _take_until(self, end: int) -> None:
+        if end == len(self.pending):
+            self.pending = b""
+            self._at = 0
+        else:
+            self._at = end
 
     def _check_partial(self, limit: int) -> Refused | None:
-        data = self._data[self._at :]
+        data = self.pending[self._at :]
         line = data[:-1] if data.endswith(b"\r") else data
         refused = self._verdict(line, limit)
         if refused:
             self._refusing = True
-            self._at += len(line)
+            self._take_until(self._at + len(line))
         return refused
 
     @staticmethod
@@ -129,8 +153,10 @@ _BLANKS = re.compile(rb"[ \t]+")
 
 def parse_command(line: bytes) -> tuple[bytes, bytes]:
     """Split a command line into its verb, in upper case, and its argument without outer blanks."""
-    verb, *rest = _BLANKS.split(line, maxsplit=1)
-    return verb.upper(), rest[0].rstrip(b" \t") if rest else b""
+    verb, _, argument = line.partition(b" ")
+    if b"\t" in verb:
+        verb, argument = _BLANKS.split(line, maxsplit=1)
+    return verb.upper(), argument.strip(b" \t")
 
 
 # A path in angle brackets, which may hold a quoted local part with any octet in it (RFC 5321 section 4.1.2).
@@ -160,7 +186,8 @@ def parse_path(argument: bytes, keyword: bytes) -> bytes:
 def has_parameter(argument: bytes, parameter: bytes) -> bool:
     """Tell whether the argument of MAIL has ``parameter``, as in ``BODY=BINARYMIME``, behind its path."""
     # A quoted local part may hold the same characters; to take one for the parameter only refuses a message.
-    return parameter in argument.upper().split()
+    upper = argument.upper()
+    return parameter in upper and parameter in upper.split()
 
 
 # RFC 3030 section 2: a chunk length has at most twenty digits.
@@ -218,7 +245,7 @@ def parse_xforward(argument: bytes) -> dict[bytes, bytes | None]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reply:
     """A complete reply of the next hop (RFC 5321 section 4.2).
 
@@ -227,6 +254,8 @@ class Reply:
 
     code: int
     lines: tuple[bytes, ...]
+    # As it came, where that is how it goes on: nearly always.
+    _wire: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def positive(self) -> bool:
@@ -238,8 +267,15 @@ class Reply:
         """Whether the next hop refused, for now (4yz) or for good (5yz)."""
         return self.code >= 400
 
+    @property
+    def intermediate(self) -> bool:
+        """Whether the next hop wants more before it answers (3yz)."""
+        return 300 <= self.code <= 399
+
     def encode(self) -> bytes:
         """Return the reply as it goes to the client, each line ended by CRLF."""
+        if self._wire:
+            return self._wire
         *first, last = self.lines
         return b"".join(b"%d-%b\r\n" % (self.code, text) for text in first) + b"%d %b\r\n" % (self.code, last)
 
@@ -252,7 +288,7 @@ class Malformed:
 
 
 # Some servers leave the blank away when there is no text; RFC 5321 section 4.2 wants it understood.
-_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?\Z")
+_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*+))?(\r?\n)")
 
 
 class ReplyReader:
@@ -262,12 +298,14 @@ class ReplyReader:
     (RFC 5321 section 4.2.1). Lines end with CRLF; a bare LF is taken too, which can shift no reply.
     """
 
-    __slots__ = ("_at", "_code", "_data", "_lines", "_size")
+    __slots__ = ("_at", "_code", "_data", "_lines", "_size", "ready")
 
     def __init__(self) -> None:
         self._data = b""
         # As in CommandLines.
         self._at = 0
+        #: Whether some line among the octets may have its end, so that it is worth while to ask for a reply.
+        self.ready = False
         self._code = 0
         self._lines: list[bytes] = []
         self._size = 0
@@ -278,28 +316,45 @@ class ReplyReader:
 
     def feed(self, data: bytes) -> None:
         """Append octets from the next hop."""
-        self._data = self._data[self._at :] + data
+        self._data = self._data[self._at :] + data if self._data else data
         self._at = 0
+        self.ready = self.ready or b"\n" in data
 
     def next(self) -> Reply | Malformed | None:
         """Take out the next complete reply; None if there is none yet."""
-        while (end := self._data.find(b"\n", self._at)) >= 0:
-            line = self._data[self._at : end].removesuffix(b"\r")
-            self._size += end - self._at
-            self._at = end + 1
-            match = _REPLY_LINE.match(line)
-            if match is None or self._size > REPLY_MAX:
-                return Malformed(line[:200])
-            code = int(match.group(1))
-            if self._lines and code != self._code:
-                return Malformed(line[:200])
+        if not self.ready:
+            return self._check_partial()
+        while match := _REPLY_LINE.match(self._data, self._at):
+            begin, end = match.span()
+            self._size += end - 1 - begin
+            digits, separator, text, line_end = match.groups()
+            code = int(digits)
+            if self._size > REPLY_MAX or (self._lines and code != self._code):
+                return Malformed(self._data[begin:end].rstrip(b"\r\n")[:200])
+            wire = self._data[begin:end]
+            if end == len(self._data):
+                self._data = b""
+                self._at = 0
+                self.ready = False
+            else:
+                self._at = end
+            if separator == b" " and not self._lines:
+                self._size = 0
+                return Reply(code, (text,), wire if line_end == b"\r\n" else b"")
             self._code = code
-            self._lines.append(match.group(3) or b"")
-            if match.group(2) != b"-":
+            self._lines.append(text or b"")
+            if separator != b"-":
                 reply = Reply(code, tuple(self._lines))
                 self._lines = []
                 self._size = 0
                 return reply
+        line, newline, _ = self._data[self._at :].partition(b"\n")
+        if newline:
+            return Malformed(line.removesuffix(b"\r")[:200])
+        self.ready = False
+        return self._check_partial()
+
+    def _check_partial(self) -> Malformed | None:
         if self._size + len(self._data) - self._at > REPLY_MAX:
             return Malformed(self._data[self._at :][:200])
         return None

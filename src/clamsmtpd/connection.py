@@ -1,0 +1,284 @@
+"""A connected socket as a transport that makes no detours: what is written goes out in the same call."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+__all__ = ["HIGH_WATER", "Connection"]
+
+#: Octets that may wait for the other side to take them before the protocol is told to pause.
+HIGH_WATER = 65536
+
+# Octets read at once: commands, replies and small messages, and the text of large ones. A large buffer for every
+# small read would cost more than the reads that it saves.
+_READ_SMALL = 16384
+_READ_LARGE = 262144
+
+# Buffers in one system call (IOV_MAX of Linux).
+_PIECES_MAX = 1024
+
+_Octets = bytes | bytearray | memoryview
+
+
+class Connection(asyncio.Transport):
+    """The connection by ``sock``, which does not block, and belongs to this from now on.
+
+    ``protocol`` hears of it, but for what comes in: that is for ``received``.
+
+    It is a transport as asyncio knows them, so that one with TLS can stand in its place. But it is made without a
+    task or a future, even before a connection under way has come about: the first sign of life, or of death, is
+    something to read, which suits SMTP, where the server speaks first. ``connection_made`` is not called.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_eof",
+        "_full",
+        "_loop",
+        "_over",
+        "_protocol",
+        "_queue",
+        "_queued",
+        "_read_ended",
+        "_reading",
+        "_received",
+        "_size",
+        "_socket",
+        "_writing",
+    )
+
+    def __init__(self, sock: socket.socket, protocol: asyncio.Protocol, received: Callable[[bytes], None]) -> None:
+        self._socket = sock
+        self._protocol = protocol
+        self._received = received
+        self._loop = asyncio.get_running_loop()
+        self._size = _READ_SMALL
+        # Nothing more will come.
+        self._read_ended = False
+        self._queue: deque[_Octets] | None = None
+        self._queued = 0
+        # The loop tells when it can be written to.
+        self._writing = False
+        # The protocol has been told to pause.
+        self._full = False
+        # An end of our side, or of both, is wanted once all has been sent.
+        self._eof = False
+        self._closing = False
+        self._over = False
+        self._reading = True
+        self._loop.add_reader(sock, self._on_readable)
+
+    def detach(self) -> socket.socket | None:
+        """Give the socket up to somebody else; None, and nothing is done, while there is something left to send."""
+        if self._queue or self._closing:
+            return None
+        self._let_go()
+        self._closing = self._over = True
+        return self._socket
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        """Return the ``socket``; nothing else is known."""
+        return self._socket if name == "socket" else default
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return who hears of it."""
+        return self._protocol
+
+    # ---- reading ------------------------------------------------------------------------------
+
+    def pause_reading(self) -> None:
+        """Leave what comes to the kernel."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._socket)
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if not (self._reading or self._read_ended or self._closing):
+            self._reading = True
+            self._loop.add_reader(self._socket, self._on_readable)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._socket.recv(self._size)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._end(error)
+            return
+        if not data:
+            # It would be readable for ever.
+            self.pause_reading()
+            self._read_ended = True
+            if not self._protocol.eof_received():
+                self.close()
+            return
+        self._size = _READ_LARGE if len(data) >= _READ_SMALL else _READ_SMALL
+        self._received(data)
+
+    # ---- writing ------------------------------------------------------------------------------
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many octets wait to be sent."""
+        return self._queued
+
+    def write(self, data: _Octets) -> None:
+        """Send octets, at once if the kernel takes them."""
+        if self._queue or self._closing:
+            self._keep((data,))
+            return
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._end(error)
+            return
+        if sent < len(data):
+            self._keep((memoryview(data)[sent:],))
+
+    def writelines(self, list_of_data: Iterable[_Octets]) -> None:
+        """Send pieces, all in one call if the kernel takes them."""
+        pieces = list(list_of_data)
+        if not (self._queue or self._closing):
+            pieces = self._send(pieces)
+        if pieces:
+            self._keep(pieces)
+
+    def send_file(self, descriptor: int, start: int, stop: int) -> int:
+        """Send octets ``start`` to ``stop`` of a file, as many as the kernel takes now; return how many.
+
+        The rest is not kept. If there is one, the protocol is told to pause writing, and to resume when it is time
+        for the next call. Raises OSError when the file is shorter than that.
+        """
+        at = start
+        while at < stop and not (self._queue or self._closing):
+            try:
+                sent = os.sendfile(self._socket.fileno(), descriptor, at, stop - at)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._end(error)
+                break
+            if not sent:
+                raise OSError(errno.EIO, "the file ended early")
+            at += sent
+        if at < stop and not self._closing:
+            self._watch_for_room()
+            self._pause_protocol()
+        return at - start
+
+    def _send(self, pieces: list[_Octets]) -> list[_Octets]:
+        """Send pieces; return what is left of them."""
+        try:
+            sent = self._socket.sendmsg(pieces[:_PIECES_MAX])
+        except (BlockingIOError, InterruptedError):
+            return pieces
+        except OSError as error:
+            self._end(error)
+            return []
+        for number, piece in enumerate(pieces):
+            if sent < len(piece):
+                return [memoryview(piece)[sent:], *pieces[number + 1 :]]
+            sent -= len(piece)
+        return []
+
+    def _keep(self, pieces: Sequence[_Octets]) -> None:
+        if self._closing:
+            return
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.extend(pieces)
+        self._queued += sum(map(len, pieces))
+        self._watch_for_room()
+        if self._queued > HIGH_WATER:
+            self._pause_protocol()
+
+    def _watch_for_room(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._socket, self._on_writable)
+
+    def _pause_protocol(self) -> None:
+        if not self._full:
+            self._full = True
+            self._protocol.pause_writing()
+
+    def _on_writable(self) -> None:
+        if self._queue:
+            left = self._send(list(self._queue))
+            if self._over:
+                return
+            self._queue = deque(left) if left else None
+            self._queued = sum(map(len, left))
+            if left:
+                return
+        if self._full:
+            self._full = False
+            self._protocol.resume_writing()
+        if self._queue or self._full or self._over:
+            return
+        self._writing = False
+        self._loop.remove_writer(self._socket)
+        if self._closing:
+            self._end(None)
+        elif self._eof:
+            self._shut_down()
+
+    # ---- the end ------------------------------------------------------------------------------
+
+    def can_write_eof(self) -> bool:
+        """Tell that one side can be closed alone."""
+        return True
+
+    def write_eof(self) -> None:
+        """Say that nothing more will be written, once all has been sent."""
+        self._eof = True
+        if not (self._queue or self._closing):
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._end(error)
+
+    def is_closing(self) -> bool:
+        """Whether it is closed, or will be once all has been sent."""
+        return self._closing
+
+    def close(self) -> None:
+        """Send what is left, and close."""
+        if not self._closing:
+            self._closing = True
+            self.pause_reading()
+            if not self._queue:
+                self._end(None)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._end(None)
+
+    def _end(self, error: OSError | None) -> None:
+        if not self._over:
+            self._let_go()
+            self._closing = self._over = True
+            # Whoever has just called would not expect to be called back by it.
+            self._loop.call_soon(self._tell, error)
+
+    def _let_go(self) -> None:
+        self.pause_reading()
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._socket)
+        self._queue = None
+        self._queued = 0
+
+    def _tell(self, error: OSError | None) -> None:
+        self._socket.close()
+        self._protocol.connection_lost(error)
