@@ -49,14 +49,9 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch, and give whoever is awaited now its full time; also when something new is awaited."""
         self._note(self._look())
         self._set_timer()
-
-    def hurry(self, seconds: float) -> None:
-        """Look again in so many seconds, if that is sooner than it would be."""
-        if self._timer is None or self._timer.when() > self._loop.time() + seconds:
-            self._set_timer(seconds)
 
     def cancel(self) -> None:
         """Stop watching."""
@@ -65,7 +60,6 @@ class Deadline:
             self._timer = None
 
     def _note(self, seen: Progress) -> None:
-        """Give whoever is awaited the time that it may take."""
         self._seen = seen
         limit = self._time_out
         if seen[0] is Awaits.FINAL_REPLY:
@@ -74,9 +68,10 @@ class Deadline:
             limit = min(limit, LINGER_LIMIT)
         self._deadline = self._loop.time() + limit
 
-    def _set_timer(self, seconds: float | None = None) -> None:
+    def _set_timer(self) -> None:
         self.cancel()
-        self._timer = self._loop.call_later(self._time_out / _LOOKS if seconds is None else seconds, self._on_timer)
+        next_look = self._loop.time() + self._time_out / _LOOKS
+        self._timer = self._loop.call_at(min(next_look, self._deadline), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

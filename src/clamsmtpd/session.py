@@ -506,7 +506,7 @@ class Session:
 
     # ---- events in, effects out ---------------------------------------------------------------
 
-    def run(self, event: Callable[[Unpack[_Arguments]], list[Effect]], *arguments: Unpack[_Arguments]) -> None:
+    def run(self, event: Callable[[Unpack[_Arguments]], list[Effect]], *arguments: *_Arguments) -> None:
         """Give one event to the relay, and perform all that comes of it.
 
         What it has for either side goes out in one piece, so that no packet holds a part of a reply.
@@ -649,11 +649,11 @@ class Session:
             # Reading goes on, for the client to see our last reply; what it sends is thrown away.
             client.write_eof()
             client.resume_reading()
-            self._deadline.hurry(LINGER_LIMIT)
+            self._deadline.start()
         else:
             client.close()
             if client.get_write_buffer_size():
-                self._deadline.hurry(LINGER_LIMIT)
+                self._deadline.start()
 
     def _note(self, effect: Note) -> None:
         _log.warning("%s: %s", self.tag, escape(effect.text))
