@@ -9,6 +9,8 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from clamsmtpd.poller import READABLE, WRITABLE, Poller
+
 __all__ = ["HIGH_WATER", "Connection"]
 
 #: Octets that may wait for the other side to take them before the protocol is told to pause.
@@ -28,7 +30,7 @@ _Octets = bytes | bytearray | memoryview
 class Connection(asyncio.Transport):
     """The connection by ``sock``, which does not block, and belongs to this from now on.
 
-    ``protocol`` hears of it, but for what comes in: that is for ``received``.
+    ``protocol`` hears of it, but for what comes in: that is for ``received``. ``poller`` says when it is ready.
 
     It is a transport as asyncio knows them, so that one with TLS can stand in its place. But it is made without a
     task or a future, even before a connection under way has come about: the first sign of life, or of death, is
@@ -37,47 +39,49 @@ class Connection(asyncio.Transport):
 
     __slots__ = (
         "_closing",
+        "_descriptor",
         "_eof",
+        "_events",
         "_full",
-        "_loop",
         "_over",
+        "_poller",
         "_protocol",
         "_queue",
         "_queued",
         "_read_ended",
-        "_reading",
         "_received",
         "_size",
         "_socket",
-        "_writing",
     )
 
-    def __init__(self, sock: socket.socket, protocol: asyncio.Protocol, received: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, protocol: asyncio.Protocol, received: Callable[[bytes], None], poller: Poller
+    ) -> None:
         self._socket = sock
+        self._descriptor = sock.fileno()
         self._protocol = protocol
         self._received = received
-        self._loop = asyncio.get_running_loop()
+        self._poller = poller
         self._size = _READ_SMALL
         # Nothing more will come.
         self._read_ended = False
         self._queue: deque[_Octets] | None = None
         self._queued = 0
-        # The loop tells when it can be written to.
-        self._writing = False
         # The protocol has been told to pause.
         self._full = False
         # An end of our side, or of both, is wanted once all has been sent.
         self._eof = False
         self._closing = False
         self._over = False
-        self._reading = True
-        self._loop.add_reader(sock, self._on_readable)
+        # What the poller waits for; with nothing, it does not know of us.
+        self._events = READABLE
+        poller.watch(self._descriptor, READABLE, self._on_ready)
 
     def detach(self) -> socket.socket | None:
         """Give the socket up to somebody else; None, and nothing is done, while there is something left to send."""
         if self._queue or self._closing:
             return None
-        self._let_go()
+        self._wait_for(0)
         self._closing = self._over = True
         return self._socket
 
@@ -89,19 +93,34 @@ class Connection(asyncio.Transport):
         """Return who hears of it."""
         return self._protocol
 
+    def _wait_for(self, events: int) -> None:
+        if events == self._events:
+            return
+        if not events:
+            self._poller.forget(self._descriptor)
+        elif not self._events:
+            self._poller.watch(self._descriptor, events, self._on_ready)
+        else:
+            self._poller.change(self._descriptor, events)
+        self._events = events
+
+    def _on_ready(self, events: int) -> None:
+        # An error or a reset is there for whoever is waited for to find.
+        if self._events & WRITABLE and events & ~READABLE:
+            self._on_writable()
+        if self._events & READABLE and events & ~WRITABLE:
+            self._on_readable()
+
     # ---- reading ------------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
         """Leave what comes to the kernel."""
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._socket)
+        self._wait_for(self._events & ~READABLE)
 
     def resume_reading(self) -> None:
         """Read on."""
-        if not (self._reading or self._read_ended or self._closing):
-            self._reading = True
-            self._loop.add_reader(self._socket, self._on_readable)
+        if not (self._read_ended or self._closing):
+            self._wait_for(self._events | READABLE)
 
     def _on_readable(self) -> None:
         try:
@@ -159,7 +178,7 @@ class Connection(asyncio.Transport):
         at = start
         while at < stop and not (self._queue or self._closing):
             try:
-                sent = os.sendfile(self._socket.fileno(), descriptor, at, stop - at)
+                sent = os.sendfile(self._descriptor, descriptor, at, stop - at)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
@@ -169,7 +188,7 @@ class Connection(asyncio.Transport):
                 raise OSError(errno.EIO, "the file ended early")
             at += sent
         if at < stop and not self._closing:
-            self._watch_for_room()
+            self._wait_for(self._events | WRITABLE)
             self._pause_protocol()
         return at - start
 
@@ -195,14 +214,9 @@ class Connection(asyncio.Transport):
             self._queue = deque()
         self._queue.extend(pieces)
         self._queued += sum(map(len, pieces))
-        self._watch_for_room()
+        self._wait_for(self._events | WRITABLE)
         if self._queued > HIGH_WATER:
             self._pause_protocol()
-
-    def _watch_for_room(self) -> None:
-        if not self._writing:
-            self._writing = True
-            self._loop.add_writer(self._socket, self._on_writable)
 
     def _pause_protocol(self) -> None:
         if not self._full:
@@ -223,8 +237,7 @@ class Connection(asyncio.Transport):
             self._protocol.resume_writing()
         if self._queue or self._full or self._over:
             return
-        self._writing = False
-        self._loop.remove_writer(self._socket)
+        self._wait_for(self._events & ~WRITABLE)
         if self._closing:
             self._end(None)
         elif self._eof:
@@ -265,19 +278,16 @@ class Connection(asyncio.Transport):
         self._end(None)
 
     def _end(self, error: OSError | None) -> None:
-        if not self._over:
-            self._let_go()
-            self._closing = self._over = True
-            # Whoever has just called would not expect to be called back by it.
-            self._loop.call_soon(self._tell, error)
-
-    def _let_go(self) -> None:
-        self.pause_reading()
-        if self._writing:
-            self._writing = False
-            self._loop.remove_writer(self._socket)
+        if self._over:
+            return
+        self._closing = self._over = True
+        if self._events:
+            self._events = 0
+            self._poller.forget_closing(self._descriptor)
         self._queue = None
         self._queued = 0
+        # Whoever has just called would not expect to be called back by it.
+        self._poller.loop.call_soon(self._tell, error)
 
     def _tell(self, error: OSError | None) -> None:
         self._socket.close()

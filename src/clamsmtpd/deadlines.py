@@ -39,11 +39,17 @@ class Deadline:
 
     __slots__ = ("_deadline", "_expired", "_look", "_loop", "_seen", "_time_out", "_timer")
 
-    def __init__(self, time_out: float, look: Callable[[], Progress], expired: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        time_out: float,
+        look: Callable[[], Progress],
+        expired: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._time_out = time_out
         self._look = look
         self._expired = expired
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._seen: Progress = (Awaits.NOTHING, -1, 0)
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None

@@ -16,6 +16,7 @@ from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector
 from clamsmtpd.listeners import Listener
 from clamsmtpd.log import describe
+from clamsmtpd.poller import Poller
 from clamsmtpd.session import Host, Session
 from clamsmtpd.smtp import replies
 from clamsmtpd.tls import Certificate, client_context
@@ -57,8 +58,10 @@ class Server:
         self._listeners = list(listeners)
         self._scanner = Scanner(settings.clam_address, time_out=settings.time_out)
         self._hooks = HookRunner()
+        self._poller = Poller()
         self._host = Host(
             settings=settings,
+            poller=self._poller,
             inspector=Inspector(settings, self._scanner, self._hooks),
             ended=self._on_ended,
             certificate=certificate,
@@ -93,6 +96,7 @@ class Server:
             await self._empty.wait()
         await self._hooks.drain(HOOK_LIMIT)
         self._scanner.close()
+        self._poller.close()
         if self._reserve >= 0:
             os.close(self._reserve)
 

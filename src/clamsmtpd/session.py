@@ -24,6 +24,7 @@ from clamsmtpd.dialling import dial, dial_by_name
 from clamsmtpd.inspection import Inspector, Route
 from clamsmtpd.log import describe, escape
 from clamsmtpd.peers import LOCAL_CLIENT, UNKNOWN_CLIENT, end_point, host_of, identify, original_destination
+from clamsmtpd.poller import Poller
 from clamsmtpd.proxyprotocol import Proxied, ProxyError, ProxyHeader
 from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.events import (
@@ -71,6 +72,7 @@ class Host:
 
     settings: Settings
     inspector: Inspector
+    poller: Poller
     ended: Callable[[Session], None]
     certificate: Certificate | None = None
     out_context: ssl.SSLContext | None = None
@@ -162,7 +164,7 @@ class Session:
         """Take the addresses of ``sock``, accepted on ``listen``. Raises OSError when the client has left already."""
         self.tag = tag
         self._host = host
-        self._loop = asyncio.get_running_loop()
+        self._loop = host.poller.loop
         client, local = end_point(sock.getpeername()), end_point(sock.getsockname())
         wanted = original_destination(sock) if host.settings.transparent_proxy else None
         # As the client sees its connection: if it is our own, going in a circle, these are the ends we know.
@@ -192,7 +194,7 @@ class Session:
         self._early: EarlyScan | None = None
         self._transmission: Transmission | None = None
         self._client_octets = 0
-        self._deadline = Deadline(float(host.settings.time_out), self._look, self._on_expired)
+        self._deadline = Deadline(float(host.settings.time_out), self._look, self._on_expired, self._loop)
         self._keep_alive: asyncio.TimerHandle | None = None
         self._debug = _log.isEnabledFor(logging.DEBUG)
         if self._proxy is None:
@@ -218,7 +220,7 @@ class Session:
 
     def start(self, sock: socket.socket) -> None:
         """Take over the accepted socket, and begin the dialogue."""
-        self._client = Connection(sock, _ClientProtocol(self), self.client_received)
+        self._client = Connection(sock, _ClientProtocol(self), self.client_received, self._host.poller)
         if self._proxy is None:
             self._connect()
         self._deadline.start()
@@ -407,7 +409,7 @@ class Session:
         self._server_ends = (end_point(sock.getsockname()), end)
         self._host.outgoing.add(self._server_ends)
         self._server_protocol = _ServerProtocol(self)
-        self._server = Connection(sock, self._server_protocol, self.server_received)
+        self._server = Connection(sock, self._server_protocol, self.server_received, self._host.poller)
         if not self._is_our_own():
             self._route.server = host_of(end)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from clamsmtpd.connection import HIGH_WATER, Connection
+from clamsmtpd.poller import READABLE, WRITABLE, Poller
 from tests.support.world import run
 
 LARGE = bytes(range(256)) * 40_000
@@ -84,7 +85,8 @@ async def pair(*, small: bool = False) -> AsyncIterator[Pair]:
         if small:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     log = Log()
-    here = Pair(Connection(ours, log, log.received), log, theirs)
+    poller = Poller()
+    here = Pair(Connection(ours, log, log.received, poller), log, theirs)
     try:
         yield here
     finally:
@@ -92,6 +94,7 @@ async def pair(*, small: bool = False) -> AsyncIterator[Pair]:
         theirs.close()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        poller.close()
 
 
 # ---- reading --------------------------------------------------------------------------------------
@@ -161,7 +164,7 @@ def test_a_reset_is_told_with_its_reason() -> None:
             ours, _ = listener.accept()
         ours.setblocking(False)
         log = Log()
-        connection = Connection(ours, log, log.received)
+        connection = Connection(ours, log, log.received, Poller())
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         theirs.close()
         await asyncio.sleep(0.05)
@@ -181,7 +184,7 @@ def test_a_connection_that_does_not_come_about_is_told_like_a_reset() -> None:
         ours.setblocking(False)
         ours.connect_ex(name)
         log = Log()
-        Connection(ours, log, log.received)
+        Connection(ours, log, log.received, Poller())
         await asyncio.sleep(0.05)
         assert log.said == ["lost"]
         assert isinstance(log.errors[0], ConnectionRefusedError)
@@ -192,8 +195,8 @@ def test_a_connection_that_does_not_come_about_is_told_like_a_reset() -> None:
 def test_a_wake_up_for_nothing_changes_nothing() -> None:
     async def main() -> None:
         async with pair() as here:
-            here.ours._on_readable()
-            here.ours._on_writable()
+            here.ours._on_ready(READABLE)
+            here.ours._on_ready(WRITABLE)
             assert here.log.said == []
 
     run(main())
@@ -392,7 +395,7 @@ def test_an_end_of_our_side_when_there_is_no_other_ends_the_connection() -> None
         ours = socket.socket()
         ours.setblocking(False)
         log = Log()
-        connection = Connection(ours, log, log.received)
+        connection = Connection(ours, log, log.received, Poller())
         ours.connect_ex(name)
         connection.write_eof()
         connection.write_eof()

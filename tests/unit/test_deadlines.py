@@ -21,7 +21,8 @@ class Dialogue:
         self.now: Progress = (Awaits.COMMAND, 1, 0)
         self.looks = 0
         self.expired: list[float] = []
-        self.deadline = Deadline(TIME_OUT, self.look, lambda: self.expired.append(self.loop.time() - self.begin))
+        expired = lambda: self.expired.append(self.loop.time() - self.begin)  # noqa: E731
+        self.deadline = Deadline(TIME_OUT, self.look, expired, self.loop)
         self.deadline.start()
 
     def look(self) -> Progress:
