@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import ClassVar, ParamSpec, cast
 
+from clamsmtpd.circles import Register
 from clamsmtpd.clamd.client import EarlyScan
 from clamsmtpd.config import Settings
 from clamsmtpd.deadlines import LINGER_LIMIT, Deadline
@@ -73,7 +74,7 @@ class Host:
     ended: Callable[[Session], None]
     certificate: Certificate | None = None
     out_context: ssl.SSLContext | None = None
-    outgoing: set[Connection] = field(default_factory=set)
+    outgoing: Register = field(default_factory=set[Connection])
 
 
 class _ClientProtocol(asyncio.Protocol):
