@@ -68,6 +68,8 @@ def test_every_worker_sees_what_another_has_entered() -> None:
     assert ends(1) not in other
 
 
+# Python 3.12 warns of what is no matter here: the test runner's threads do not exist in a worker.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_worker_in_another_process_sees_it_too() -> None:
     _, (one, other) = registers()
     if not (pid := os.fork()):

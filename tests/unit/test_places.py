@@ -14,6 +14,9 @@ import pytest
 from clamsmtpd.metrics import ROW_SIZE, SERVING, SESSIONS, Metrics
 from clamsmtpd.places import Places
 
+# Python 3.12 warns of what is no matter here: the test runner's threads do not exist in a worker.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
 LIMIT = 100
 WORKERS = 4
 
