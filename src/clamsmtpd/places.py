@@ -8,10 +8,10 @@ from clamsmtpd.metrics import SERVING, SESSIONS, Metrics
 
 __all__ = ["Places"]
 
-#: A worker may have this many sessions more than another, and one more for each _PER_SLACK that the other has, before
-#: it leaves new clients to that one. Without, every second new client would wait for a moment in vain.
-_SLACK = 1
-_PER_SLACK = 16
+#: A worker may have one session more than another for each so many that the other has. Where clients are few, each is
+#: to be with the worker that has the time for it; where they come and go by the dozen, to even out what will have
+#: changed by the next moment is not worth the system calls.
+_SLACK = 8
 
 
 class Places:
@@ -65,4 +65,4 @@ class Places:
     def another_has_fewer(self) -> bool:
         """Whether another worker that accepts clients has clearly fewer sessions than this one."""
         fewest = self._metrics.fewest_sessions()
-        return self._row[SESSIONS] > fewest + _SLACK + fewest // _PER_SLACK
+        return self._row[SESSIONS] > fewest + fewest // _SLACK

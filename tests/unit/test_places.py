@@ -116,13 +116,13 @@ def test_a_worker_that_dies_with_the_lock_gives_it_back(lock: int) -> None:
     ("mine", "others", "fewer"),
     [
         (0, (0, 0), False),
-        (1, (0, 5), False),
-        (2, (0, 5), True),
-        (2, (1, 1), False),
-        (26, (24, 25), False),
-        (27, (24, 40), True),
-        (1060, (1000, 1000), False),
-        (1064, (1000, 1000), True),
+        (1, (0, 5), True),
+        (1, (1, 1), False),
+        (2, (1, 2), True),
+        (9, (8, 9), False),
+        (10, (8, 40), True),
+        (1125, (1000, 1000), False),
+        (1126, (1000, 1000), True),
     ],
 )
 def test_a_client_is_left_to_a_worker_with_clearly_fewer(mine: int, others: tuple[int, ...], fewer: bool) -> None:
