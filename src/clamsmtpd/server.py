@@ -30,8 +30,9 @@ _log = logging.getLogger("clamsmtpd")
 #: Connections taken in one turn of the loop, so that a burst of new clients does not starve those we have.
 ACCEPT_BATCH = 64
 
-#: Seconds for which a client is left to a worker that has fewer sessions; then whoever comes first takes it.
-LEAVE_TO_OTHERS = 0.001
+#: Seconds for which a client is left to a worker that has fewer sessions; then whoever comes first takes it. On a busy
+#: machine it takes some milliseconds until that worker has a processor.
+LEAVE_TO_OTHERS = 0.004
 
 #: Seconds without accepting when the system has no descriptor left for even a refusal.
 ACCEPT_PAUSE = 0.5
