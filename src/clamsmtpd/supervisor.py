@@ -1,7 +1,7 @@
 """The process over the workers: it forks them, watches over them, and passes on what it is told. It serves no mail.
 
 It has no event loop. All that can happen to it is a signal, and between two of them it sleeps in sigtimedwait(2), so
-that no handler ever runs in the midst of something.
+that no handler ever runs in the midst of something. Nor has it a second thread, which could take the signals.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import mmap
 import os
@@ -11,7 +12,9 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
@@ -68,31 +71,79 @@ class Crew:
         self.told.append("report")
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGHUP)}
+@dataclass
+class Outcome:
+    """What came of a supervisor: its exit status, what it told the crew, and the lines of its log with their levels."""
+
+    status: int
+    told: list[str]
+    log: list[tuple[int, str]]
+
+    @property
+    def lines(self) -> list[str]:
+        return [text for _, text in self.log]
+
+
+class Records(logging.Handler):
+    """Keeps what was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.log.append((record.levelno, record.getMessage()))
+
+
+def supervise(workers: int, crew: Crew, clock: Callable[[], float] = time.monotonic) -> Outcome:
+    """Run a supervisor in a process of its own: it is for one without threads, which could take its signals."""
+    receive, send = os.pipe()
+    if not (pid := os.fork()):
+        status = 1
+        try:
+            # Whatever a test waits for in vain.
+            signal.alarm(20)
+            os.write(send, json.dumps(_supervise(workers, crew, clock)).encode())
+            status = 0
+        except Exception:  # noqa: BLE001 - told, and the test fails by the status
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(send)
+    with os.fdopen(receive) as pipe:
+        # Its workers have the other end too, so that this waits for them as well.
+        text = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    exit_status, told, log = json.loads(text)
+    return Outcome(exit_status, told, [(level, line) for level, line in log])
+
+
+def _supervise(workers: int, crew: Crew, clock: Callable[[], float]) -> tuple[int, list[str], list[tuple[int, str]]]:
+    records = Records()
+    logger = logging.getLogger("clamsmtpd")
+    logger.handlers[:] = [records]
+    logger.setLevel(logging.INFO)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    descriptors = set(os.listdir("/proc/self/fd"))
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    descriptors = os.listdir("/proc/self/fd")
+    status = Supervisor(workers, crew, clock).run()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
-    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert os.listdir("/proc/self/fd") == descriptors
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
-
-
-@pytest.fixture(autouse=True)
-def _log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="clamsmtpd")
+    return status, crew.told, records.log
 
 
 def until_term(crew: Crew, worker: int, tie: Tie) -> int:
     """Serve until SIGTERM, and end well."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     crew.serve(worker, tie)
-    while True:
-        time.sleep(60)
+    return orphaned(tie)
+
+
+def orphaned(tie: Tie) -> int:
+    """Wait until there is no supervisor any more."""
+    select.select([tie.lifeline], [], [])
+    return 1
 
 
 def stop(_crew: Crew) -> None:
@@ -125,13 +176,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_are_started_and_stopped(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+def test_workers_are_started_and_stopped(number: signal.Signals) -> None:
     crew = Crew(until_term, lambda _crew: os.kill(os.getpid(), number))
-    assert Supervisor(3, crew).run() == 0
-    assert crew.told[:2] == ["started", "stop"]
-    assert sorted(crew.told[2:]) == ["ended 0", "ended 1", "ended 2"]
+    outcome = supervise(3, crew)
+    assert outcome.status == 0
+    assert outcome.told[:2] == ["started", "stop"]
+    assert sorted(outcome.told[2:]) == ["ended 0", "ended 1", "ended 2"]
     assert [crew.starts(worker) for worker in range(3)] == [1, 1, 1]
-    assert caplog.messages == []
+    assert outcome.log == []
 
 
 def test_the_start_is_over_when_all_serve() -> None:
@@ -143,45 +195,44 @@ def test_the_start_is_over_when_all_serve() -> None:
         assert all(crew.serves(worker) for worker in range(3))
         stop(crew)
 
-    crew = Crew(work, then)
-    assert Supervisor(3, crew).run() == 0
-    assert crew.told.count("started") == 1
+    outcome = supervise(3, Crew(work, then))
+    assert outcome.status == 0
+    assert outcome.told.count("started") == 1
 
 
-def test_whoever_dies_is_told_once_and_replaced_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    dead: list[int] = []
-
+def test_whoever_dies_is_told_once_and_replaced_at_once() -> None:
     def then(crew: Crew) -> None:
-        dead.append(pids()[0])
-        os.kill(dead[0], signal.SIGKILL)
+        victim = pids()[0]
+        crew.told.append(str(victim))
+        os.kill(victim, signal.SIGKILL)
         stop_when(crew, lambda: crew.starts(0) == 2 and crew.serves(0))
 
     crew = Crew(until_term, then)
     begin = time.monotonic()
-    assert Supervisor(2, crew).run() == 0
+    outcome = supervise(2, crew)
+    assert outcome.status == 0
     assert time.monotonic() - begin < 5
     assert crew.starts(1) == 1
-    assert caplog.messages == [
-        f"worker 1 (process {dead[0]}) was killed by SIGKILL; sessions lost: 3; its place is taken at once"
-    ]
-    assert caplog.records[0].levelno == logging.ERROR
+    victim = outcome.told.pop(1)
+    line = f"worker 1 (process {victim}) was killed by SIGKILL; sessions lost: 3; its place is taken at once"
+    assert outcome.log == [(logging.ERROR, line)]
     # The start is told once, whoever comes later.
-    assert crew.told[:3] == ["started", "ended 0", "stop"]
+    assert outcome.told[:3] == ["started", "ended 0", "stop"]
 
 
-def test_a_worker_that_ends_by_itself_is_replaced_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_ends_by_itself_is_replaced_too() -> None:
     def then(crew: Crew) -> None:
         os.kill(pids()[0], signal.SIGTERM)
         stop_when(crew, lambda: crew.starts(0) == 2 and crew.serves(0))
 
-    assert Supervisor(2, Crew(until_term, then)).run() == 0
-    assert "ended with status 0; " in caplog.text
-    assert caplog.records[0].levelno == logging.INFO
+    outcome = supervise(2, Crew(until_term, then))
+    assert outcome.status == 0
+    ((level, line),) = outcome.log
+    assert "ended with status 0; " in line
+    assert level == logging.INFO
 
 
-def test_one_that_keeps_dying_comes_back_after_pauses_that_grow(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_keeps_dying_comes_back_after_pauses_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.3)
 
@@ -190,17 +241,17 @@ def test_one_that_keeps_dying_comes_back_after_pauses_that_grow(
 
     crew = Crew(work, lambda crew: stop_when(crew, lambda: crew.starts(0) == 6))
     begin = time.monotonic()
-    Supervisor(2, crew).run()
+    outcome = supervise(2, crew)
     assert time.monotonic() - begin > 0.1 + 0.2 + 0.3 + 0.3
-    ends = [line.rpartition("; ")[2] for line in caplog.messages if "ended with status 7" in line]
+    ends = [line.rpartition("; ")[2] for line in outcome.lines if "ended with status 7" in line]
     assert ends[:5] == [
         f"its place is taken {when}" for when in ("at once", "in 0.1 s", "in 0.2 s", "in 0.3 s", "in 0.3 s")
     ]
     # The others do not wait for it to serve.
-    assert "started" in crew.told
+    assert "started" in outcome.told
 
 
-def test_a_pause_is_over_for_one_that_has_lived(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pause_is_over_for_one_that_has_lived() -> None:
     now = [0.0]
     ages = [1.0, 1.0, supervisor.SOON, 1.0]
 
@@ -219,8 +270,8 @@ def test_a_pause_is_over_for_one_that_has_lived(caplog: pytest.LogCaptureFixture
         wait_until(lambda: crew.starts(0) == 5 and crew.serves(0))
         stop(crew)
 
-    assert Supervisor(1, Crew(until_term, then), clock=lambda: now[0]).run() == 0
-    ends = [line.rpartition("its place is taken ")[2] for line in caplog.messages]
+    outcome = supervise(1, Crew(until_term, then), clock=lambda: now[0])
+    ends = [line.rpartition("its place is taken ")[2] for line in outcome.lines]
     assert ends == ["at once", "in 0.5 s", "at once", "at once"]
 
 
@@ -231,12 +282,13 @@ def test_no_pause_is_longer_than_half_a_minute_however_often_one_has_died() -> N
     assert pauses[-1] == 30
 
 
-def test_if_none_comes_to_serve_starting_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+def test_if_none_comes_to_serve_starting_has_failed() -> None:
     crew = Crew(lambda _crew, _worker, _tie: 1)
-    assert Supervisor(3, crew).run() == 1
+    outcome = supervise(3, crew)
+    assert outcome.status == 1
     assert [crew.starts(worker) for worker in range(3)] == [1, 1, 1]
-    assert "started" not in crew.told
-    assert caplog.messages[-1] == "no worker came to serve"
+    assert "started" not in outcome.told
+    assert outcome.lines[-1] == "no worker came to serve"
 
 
 def test_what_a_worker_did_not_catch_is_its_end_alone(capfd: pytest.CaptureFixture[str]) -> None:
@@ -245,15 +297,14 @@ def test_what_a_worker_did_not_catch_is_its_end_alone(capfd: pytest.CaptureFixtu
         logging.getLogger("clamsmtpd").addHandler(handler)
         raise LookupError("no such thing")
 
-    assert Supervisor(1, Crew(work)).run() == 1
+    assert supervise(1, Crew(work)).status == 1
     assert "internal error: LookupError: no such thing" in capfd.readouterr().err
 
 
-def test_a_worker_that_cannot_be_forked_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_worker_that_cannot_be_forked_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
-    fork, refusals = os.fork, [None, errno.EAGAIN, errno.EAGAIN]
+    # The first of them is the supervisor.
+    fork, refusals = os.fork, [None, None, errno.EAGAIN, errno.EAGAIN]
 
     def reluctant() -> int:
         if refusals and (number := refusals.pop(0)):
@@ -262,9 +313,10 @@ def test_a_worker_that_cannot_be_forked_is_tried_again(
 
     monkeypatch.setattr("clamsmtpd.supervisor.os.fork", reluctant)
     crew = Crew(until_term, lambda crew: stop_when(crew, lambda: crew.serves(1)))
-    assert Supervisor(2, crew).run() == 0
+    outcome = supervise(2, crew)
+    assert outcome.status == 0
     assert crew.starts(1) == 1
-    assert caplog.messages[:2] == [
+    assert outcome.lines == [
         "worker 2 cannot be started: Resource temporarily unavailable; next try in 0 s",
         "worker 2 cannot be started: Resource temporarily unavailable; next try in 0.01 s",
     ]
@@ -277,10 +329,9 @@ def test_what_comes_before_a_worker_can_hear_waits_for_it() -> None:
         time.sleep(0.2)
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         crew.serve(worker, tie)
-        time.sleep(60)
-        return 1
+        return orphaned(tie)
 
-    assert Supervisor(2, Crew(work)).run() == 0
+    assert supervise(2, Crew(work)).status == 0
 
 
 def test_signals_that_a_terminal_sends_to_all_do_not_end_a_worker() -> None:
@@ -291,7 +342,7 @@ def test_signals_that_a_terminal_sends_to_all_do_not_end_a_worker() -> None:
         soon(lambda: stop(crew))
 
     crew = Crew(until_term, then)
-    assert Supervisor(2, crew).run() == 0
+    assert supervise(2, crew).status == 0
     assert [crew.starts(0), crew.starts(1)] == [1, 1]
 
 
@@ -300,9 +351,9 @@ def test_the_numbers_are_logged_for_whoever_asks() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         stop_when(crew, lambda: "report" in crew.told)
 
-    crew = Crew(until_term, then)
-    assert Supervisor(2, crew).run() == 0
-    assert crew.told[:3] == ["started", "report", "stop"]
+    outcome = supervise(2, Crew(until_term, then))
+    assert outcome.status == 0
+    assert outcome.told[:3] == ["started", "report", "stop"]
 
 
 def deaf(crew: Crew, worker: int, tie: Tie, *, at_once: bool = True) -> int:
@@ -310,40 +361,42 @@ def deaf(crew: Crew, worker: int, tie: Tie, *, at_once: bool = True) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(STOP_AT_ONCE, (lambda *_: os._exit(1)) if at_once else signal.SIG_IGN)
     crew.serve(worker, tie)
-    while True:
-        time.sleep(60)
+    return orphaned(tie)
 
 
-def test_asked_twice_they_stop_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_asked_twice_they_stop_at_once() -> None:
     def then(crew: Crew) -> None:
         stop(crew)
         soon(lambda: stop(crew))
 
-    assert Supervisor(2, Crew(deaf, then)).run() == 1
-    assert caplog.messages == ["stopped before all transactions had ended"]
+    outcome = supervise(2, Crew(deaf, then))
+    assert outcome.status == 1
+    assert outcome.lines == ["stopped before all transactions had ended"]
 
 
-def test_asked_again_they_are_killed(caplog: pytest.LogCaptureFixture) -> None:
+def test_asked_again_they_are_killed() -> None:
     def then(crew: Crew) -> None:
         stop(crew)
         soon(lambda: stop(crew))
         soon(lambda: stop(crew), seconds=0.2)
 
-    assert Supervisor(2, Crew(lambda *known: deaf(*known, at_once=False), then)).run() == 1
-    assert caplog.messages == ["stopped before all transactions had ended"]
+    outcome = supervise(2, Crew(lambda *known: deaf(*known, at_once=False), then))
+    assert outcome.status == 1
+    assert outcome.lines == ["stopped before all transactions had ended"]
 
 
-def test_one_that_dies_while_all_stop_is_told_and_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_that_dies_while_all_stop_is_told_and_not_replaced() -> None:
     def then(crew: Crew) -> None:
         pid = pids()[0]
         stop(crew)
+        crew.told.append(str(pid))
         soon(lambda: os.kill(pid, signal.SIGKILL))
-        died.append(pid)
 
-    died: list[int] = []
     crew = Crew(deaf, then)
-    assert Supervisor(1, crew).run() == 1
-    assert caplog.messages == [f"worker 1 (process {died[0]}) was killed by SIGKILL; sessions lost: 3"]
+    outcome = supervise(1, crew)
+    assert outcome.status == 1
+    victim = outcome.told[1]
+    assert outcome.lines == [f"worker 1 (process {victim}) was killed by SIGKILL; sessions lost: 3"]
     assert crew.starts(0) == 1
 
 
