@@ -14,6 +14,7 @@ MODULES = [
     "addresses",
     "config",
     "headers",
+    "metrics",
     "policy",
     "proxyprotocol",
     "templates",

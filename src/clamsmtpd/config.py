@@ -48,7 +48,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings, checked. Seconds are whole; paths are absolute."""
+    """All settings, checked. Seconds are whole; paths are absolute. ``workers`` is None for automatic."""
 
     action: Action
     clam_address: Address
@@ -69,6 +69,7 @@ class Settings:
     trusted_clients: TrustedClients
     user: str | None
     virus_action: str | None
+    workers: int | None
     xclient: bool
     debug_files: bool
 
@@ -251,6 +252,18 @@ def _user(text: str) -> str:
     raise ValueError(f'"{text}" is no user; give a user name or number')
 
 
+_WORKERS_MAX = 256
+
+
+def _workers(text: str) -> int | None:
+    if text.lower() == "automatic":
+        return None
+    try:
+        return _number(1, _WORKERS_MAX)(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or automatic") from None
+
+
 def _command(text: str) -> str | None:
     return text or None
 
@@ -422,6 +435,15 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "A command for /bin/sh to run for each infected message (see THE HOOK in clamsmtpd(8)).",
         "none",
+    ),
+    Setting(
+        "Workers",
+        "workers",
+        _workers,
+        "automatic",
+        "How many processes share the work, under one more that watches over them; with 1 there is only the one. "
+        "automatic is one for each two processors, as clamd has most of the work, and 8 at most. MaxConnections holds "
+        "for all of them together.",
     ),
     Setting(
         "XClient",

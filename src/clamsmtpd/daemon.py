@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import signal
 import stat
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-import uvloop
-
-from clamsmtpd import __version__, log
+from clamsmtpd import __version__, log, worker
+from clamsmtpd.commons import Commons
 from clamsmtpd.config import Settings
 from clamsmtpd.listeners import Listener, listen
+from clamsmtpd.metrics import SERVING, SESSIONS
 from clamsmtpd.pidfile import PidFile
 from clamsmtpd.privileges import become, find_user, raise_descriptor_limit
-from clamsmtpd.server import Server
-from clamsmtpd.tls import Certificate
+from clamsmtpd.supervisor import Supervisor, Tie, automatic_workers
+from clamsmtpd.tls import Certificate, client_context
 from clamsmtpd.values import Listen, StartError, UnixAddress
 
 __all__ = ["run"]
@@ -64,7 +61,7 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
         _check_temp_directory(settings.temp_directory)
         if certificate is not None:
             _warn(certificate.renewable())
-        status = _serve(settings, listeners, certificate, ready)
+        status = _serve(settings, listeners, certificate, pid_file, ready)
     except StartError as error:
         _log.critical("%s", error)
         if listeners:
@@ -84,39 +81,99 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
 
 
 def _serve(
-    settings: Settings, listeners: Sequence[Listener], certificate: Certificate | None, ready: int | None
+    settings: Settings,
+    listeners: Sequence[Listener],
+    certificate: Certificate | None,
+    pid_file: PidFile | None,
+    ready: int | None,
 ) -> int:
-    async def main() -> int:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_on_loop_error)
-        stop = asyncio.Event()
-        serving = asyncio.ensure_future(Server(settings, listeners, certificate).serve(stop))
-
-        def on_signal() -> None:
-            if stop.is_set():
-                # Asked twice: whoever does that will not wait for transactions any more.
-                serving.cancel()
-            else:
-                _remove_sockets(settings.listen)
-            stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
-        # Scripts that rotate logs send it to any daemon; 1.x did not end by it either.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        if ready is not None:
-            _leave_terminal(ready)
-        _log.info("clamsmtpd %s accepting connections on %s", __version__, ", ".join(map(str, settings.listen)))
-        try:
-            await serving
-        except asyncio.CancelledError:
-            _log.warning("stopped before all transactions had ended")
-            return START_FAILED
+    """Serve in this process, or in several under this one; return the exit status. Raises StartError."""
+    workers = settings.workers or automatic_workers(settings.max_connections)
+    commons = Commons(workers, settings.max_connections)
+    crew = _Crew(settings, listeners, certificate, commons, pid_file=pid_file, ready=ready)
+    if workers == 1:
+        status = crew.work_alone()
+    else:
+        # What would stop each of the workers is told once.
+        client_context(settings.out_tls)
+        status = Supervisor(workers, crew).run()
+    if status == CLEAN_STOP:
+        crew.report()
         _log.info("stopped")
-        return CLEAN_STOP
+    return status
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
+
+class _Crew:
+    """The workers of this daemon, and what is done around them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: Sequence[Listener],
+        certificate: Certificate | None,
+        commons: Commons,
+        *,
+        pid_file: PidFile | None,
+        ready: int | None,
+    ) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._certificate = certificate
+        self._commons = commons
+        self._pid_file = pid_file
+        # Where the first process hears that we serve; None in the foreground, and once it has heard.
+        self._ready = ready
+        self._in_background = ready is not None
+
+    def work_alone(self) -> int:
+        """Serve in this process; return the exit status."""
+        obey = worker.alone(on_serving=self.on_started, on_stop=self.on_stop, report=self.report)
+        status = self._serve(0, obey)
+        if status != CLEAN_STOP:
+            _log.warning("stopped before all transactions had ended")
+        return status
+
+    def work(self, number: int, tie: Tie) -> int:
+        # The pid file is locked until nobody has it open: it is the supervisor's alone.
+        if self._pid_file is not None:
+            self._pid_file.let_go()
+        if self._ready is not None:
+            os.close(self._ready)
+        return self._serve(number, worker.under(tie, on_serving=self._on_worker_serving))
+
+    def _serve(self, number: int, obey: worker.Obey) -> int:
+        return worker.serve(self._settings, self._listeners, self._certificate, self._commons.share(number), obey)
+
+    def _on_worker_serving(self) -> None:
+        if self._in_background:
+            _leave_terminal()
+
+    def serves(self, number: int) -> bool:
+        return bool(self._commons.metrics.row(number)[SERVING])
+
+    def on_started(self) -> None:
+        if self._ready is not None:
+            _leave_terminal()
+            os.write(self._ready, _READY)
+            os.close(self._ready)
+            self._ready = None
+        places = ", ".join(map(str, self._settings.listen))
+        _log.info("clamsmtpd %s accepting connections on %s", __version__, places)
+
+    def on_stop(self) -> None:
+        _remove_sockets(self._settings.listen)
+        if self._commons.workers > 1:
+            # As long as one process has them open, clients could connect, and would wait for nobody.
+            for listener in self._listeners:
+                listener.socket.close()
+
+    def on_ended(self, number: int) -> int:
+        sessions = self._commons.metrics.row(number)[SESSIONS]
+        self._commons.forget(number)
+        return sessions
+
+    def report(self) -> None:
+        _log.info("totals: %s", self._commons.metrics)
 
 
 def _remove_sockets(places: Sequence[Listen]) -> None:
@@ -156,15 +213,13 @@ def _detach() -> int:
     return ready
 
 
-def _leave_terminal(ready: int) -> None:
+def _leave_terminal() -> None:
     """Let go of standard input, output and error, and send the log to syslog."""
     log.configure(None)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
     os.close(null)
-    os.write(ready, _READY)
-    os.close(ready)
 
 
 def _check_temp_directory(path: str) -> None:
@@ -177,16 +232,6 @@ def _check_temp_directory(path: str) -> None:
         raise StartError(f"TempDirectory: cannot write to {path}; give a directory that the daemon's user owns")
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         _log.warning("TempDirectory: others may write to %s and have no sticky bit in their way", path)
-
-
-def _on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what nobody caught as one line; its traceback is for the debug log."""
-    error = context.get("exception")
-    if error is None:
-        _log.error("internal error: %s", context.get("message"))
-        return
-    _log.error("internal error: %s: %s: %s", context.get("message"), type(error).__name__, error)
-    _log.debug("traceback", exc_info=error)
 
 
 def _warn(warning: str | None) -> None:

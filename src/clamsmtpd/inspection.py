@@ -13,8 +13,9 @@ from clamsmtpd.config import Settings
 from clamsmtpd.headers import HeaderTemplate
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.log import escape, message_line
+from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, UNSCANNED, Metrics
 from clamsmtpd.spool import Spool
-from clamsmtpd.values import Decision, Defer, Deliver, Envelope, Infected, Unscanned, Verdict
+from clamsmtpd.values import Clean, Decision, Defer, Deliver, Envelope, Infected, Unscanned, Verdict
 
 __all__ = ["Inspector", "Route"]
 
@@ -40,9 +41,12 @@ def _now() -> datetime:
 
 
 class Inspector:
-    """Holds what the inspection of every message needs. ``clock`` gives an aware local time."""
+    """Holds what the inspection of every message needs.
 
-    __slots__ = ("_clock", "_hooks", "_scanner", "_settings", "_template")
+    ``clock`` gives an aware local time. Messages are counted in ``row``, one of :class:`Metrics`.
+    """
+
+    __slots__ = ("_clock", "_hooks", "_row", "_scanner", "_settings", "_template")
 
     def __init__(
         self,
@@ -50,12 +54,14 @@ class Inspector:
         scanner: Scanner,
         hook_runner: HookRunner,
         clock: Callable[[], datetime] = _now,
+        row: memoryview | None = None,
     ) -> None:
         self._settings = settings
         self._scanner = scanner
         self._hooks = hook_runner
         self._template = HeaderTemplate(settings.header)
         self._clock = clock
+        self._row = Metrics().row(0) if row is None else row
 
     def begin(self, message: Spool) -> EarlyScan | None:
         """Have a message scanned while it comes in, where that saves time; cancel it if the message is given up."""
@@ -69,6 +75,7 @@ class Inspector:
         Whatever goes wrong on this side ends in :class:`Defer`: the client keeps its message.
         """
         verdict = await self._scan(message, early, stuffed=stuffed)
+        self._count(verdict, message)
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s: %s", route.tag, message_line(envelope, verdict))
         if isinstance(verdict, Unscanned):
@@ -83,6 +90,16 @@ class Inspector:
         template = self._template
         field = template.render(client=route.client, local=route.local, clock=self._clock)
         return policy.decide(verdict, self._settings.action, Deliver(field, on_top=template.on_top))
+
+    def _count(self, verdict: Verdict, message: Spool) -> None:
+        match verdict:
+            case Clean():
+                self._row[CLEAN] += 1
+            case Infected():
+                self._row[INFECTED] += 1
+            case Unscanned():
+                self._row[UNSCANNED] += 1
+        self._row[OCTETS] += message.size
 
     async def _scan(self, message: Spool, early: EarlyScan | None, *, stuffed: bool) -> Verdict:
         try:

@@ -60,6 +60,10 @@ class PidFile:
                     os.ftruncate(self._fd, 0)
         os.close(self._fd)
 
+    def let_go(self) -> None:
+        """Leave the file to the process that we were forked from; it stays locked for as long as that one runs."""
+        os.close(self._fd)
+
     def _is_there(self) -> bool:
         """Whether our file is still the one at its path."""
         try:

@@ -11,11 +11,13 @@ import socket
 from collections.abc import Sequence
 
 from clamsmtpd.clamd.client import Scanner
+from clamsmtpd.commons import Commons, Share
 from clamsmtpd.config import Settings
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector
 from clamsmtpd.listeners import Listener
 from clamsmtpd.log import describe
+from clamsmtpd.metrics import CONNECTIONS, REFUSED
 from clamsmtpd.poller import Poller
 from clamsmtpd.session import Host, Session
 from clamsmtpd.smtp import replies
@@ -28,6 +30,10 @@ _log = logging.getLogger("clamsmtpd")
 
 #: Connections taken in one turn of the loop, so that a burst of new clients does not starve those we have.
 ACCEPT_BATCH = 64
+
+#: Seconds for which a client is left to a worker that has fewer sessions; then whoever comes first takes it. On a busy
+#: machine it takes some milliseconds until that worker has a processor.
+LEAVE_TO_OTHERS = 0.004
 
 #: Seconds without accepting when the system has no descriptor left for even a refusal.
 ACCEPT_PAUSE = 0.5
@@ -47,28 +53,38 @@ _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 class Server:
     """Accepts clients on ``listeners``, which are bound and listening, and runs a session for each.
 
-    ``certificate`` is the one for clients that want TLS; without one, none is offered. Raises StartError when TLS
-    with the next hop is to be verified, and nothing here could do that.
+    ``certificate`` is the one for clients that want TLS; without one, none is offered. ``share`` is what this worker
+    has of what all have; without it, there are no others. Raises StartError when TLS with the next hop is to be
+    verified, and nothing here could do that.
     """
 
     def __init__(
-        self, settings: Settings, listeners: Sequence[Listener], certificate: Certificate | None = None
+        self,
+        settings: Settings,
+        listeners: Sequence[Listener],
+        certificate: Certificate | None = None,
+        share: Share | None = None,
     ) -> None:
         self._settings = settings
         self._listeners = list(listeners)
+        share = Commons(1, settings.max_connections).share(0) if share is None else share
+        self._share = share
+        self._places = share.places
+        # A turn in which one worker takes all who wait gives it all those connections for as long as they last.
+        self._batch = ACCEPT_BATCH if share.workers == 1 else 1
         self._scanner = Scanner(settings.clam_address, time_out=settings.time_out)
         self._hooks = HookRunner()
         self._poller = Poller()
         self._host = Host(
             settings=settings,
             poller=self._poller,
-            inspector=Inspector(settings, self._scanner, self._hooks),
+            inspector=Inspector(settings, self._scanner, self._hooks, row=share.row),
             ended=self._on_ended,
             certificate=certificate,
             out_context=client_context(settings.out_tls),
+            outgoing=share.outgoing,
         )
         self._sessions: set[Session] = set()
-        self._next_id = _FIRST_ID
         self._empty = asyncio.Event()
         # Given up for a moment when descriptors run out, so that a client can be told 421, not cut off.
         self._reserve = -1
@@ -84,7 +100,9 @@ class Server:
                 # What is accepted inherits it: no reply waits for the one before it to be acknowledged.
                 listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             loop.add_reader(listener.socket, self._accept, listener)
+        self._places.open()
         await stop.wait()
+        self._places.close()
         for listener in self._listeners:
             loop.remove_reader(listener.socket)
             listener.socket.close()
@@ -101,7 +119,27 @@ class Server:
             os.close(self._reserve)
 
     def _accept(self, listener: Listener) -> None:
-        for _ in range(ACCEPT_BATCH):
+        """Take the clients who wait on ``listener``, or leave them to another worker.
+
+        The sockets are shared, not bound once for each worker (SO_REUSEPORT, socket(7)): there the kernel deals each
+        client to one worker, by chance, and those who wait for one that dies are lost with it. So a client wakes all
+        who have nothing to do, and the first takes it. EPOLLEXCLUSIVE (epoll_ctl(2)) would wake one, but always the
+        same as long as it has time, and not through the event loop: an epoll within its own wakes all again.
+        """
+        if self._share.workers > 1 and self._places.another_has_fewer():
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener.socket)
+            loop.call_later(LEAVE_TO_OTHERS, self._accept_after_all, listener)
+            return
+        self._accept_some(listener)
+
+    def _accept_after_all(self, listener: Listener) -> None:
+        if listener.socket.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listener.socket, self._accept, listener)
+            self._accept_some(listener)
+
+    def _accept_some(self, listener: Listener) -> None:
+        for _ in range(self._batch):
             try:
                 sock, _address = listener.socket.accept()
             except BlockingIOError:
@@ -113,25 +151,34 @@ class Server:
                 # accept(2): errors that are already pending on the new connection, which is lost.
                 continue
             sock.settimeout(0)
-            if len(self._sessions) >= self._settings.max_connections:
+            if self._places.take():
+                self._start(sock, listener.listen)
+            else:
+                self._share.row[REFUSED] += 1
                 self._complain("MaxConnections is reached: %d", self._settings.max_connections)
                 _refuse(sock)
-            else:
-                self._start(sock, listener.listen)
 
     def _start(self, sock: socket.socket, listen: Listen) -> None:
-        tag = f"{self._next_id:06X}"
-        self._next_id = self._next_id + 1 if self._next_id < _LAST_ID else _FIRST_ID
         try:
-            session = Session(self._host, tag, sock, listen)
+            session = Session(self._host, self._next_tag(), sock, listen)
         except OSError:
             sock.close()
+            self._places.give_back()
             return
         self._sessions.add(session)
         session.start(sock)
 
+    def _next_tag(self) -> str:
+        """Return the id of the next connection in the log. Each worker has its own, as a row in the same memory."""
+        share = self._share
+        number = share.row[CONNECTIONS] * share.workers + share.worker
+        share.row[CONNECTIONS] += 1
+        ids = _LAST_ID - _FIRST_ID + 1
+        return f"{_FIRST_ID + number % (ids - ids % share.workers):06X}"
+
     def _on_ended(self, session: Session) -> None:
         self._sessions.discard(session)
+        self._places.give_back()
         if not self._sessions:
             self._empty.set()
 

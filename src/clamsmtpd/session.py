@@ -16,6 +16,7 @@ from functools import partial
 from itertools import chain
 from typing import ClassVar, TypeVarTuple, Unpack
 
+from clamsmtpd.circles import Ends, Register
 from clamsmtpd.clamd.client import EarlyScan
 from clamsmtpd.config import Settings
 from clamsmtpd.connection import Connection
@@ -57,9 +58,6 @@ _log = logging.getLogger("clamsmtpd")
 
 _Arguments = TypeVarTuple("_Arguments")
 
-#: Both ends of a connection; None for an end that is no TCP address.
-Ends = tuple[TcpAddress | None, TcpAddress | None]
-
 
 @dataclass(slots=True)
 class Host:
@@ -76,7 +74,7 @@ class Host:
     ended: Callable[[Session], None]
     certificate: Certificate | None = None
     out_context: ssl.SSLContext | None = None
-    outgoing: set[Ends] = field(default_factory=set)
+    outgoing: Register = field(default_factory=set[Ends])
 
 
 class _ClientProtocol(asyncio.Protocol):

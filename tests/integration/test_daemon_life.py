@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import resource
 import shutil
 import signal
 import smtplib
@@ -39,6 +40,7 @@ class Background:
             "Listen": f"127.0.0.1:{self.port}",
             "TempDirectory": "/tmp",
             "PidFile": str(self.pid_file),
+            "Workers": "1",
         }
         self._started: list[int] = []
 
@@ -65,9 +67,13 @@ class Background:
     def pid(self) -> int:
         return int(self.pid_file.read_text())
 
-    def status(self, name: str) -> list[str]:
-        """Return the words of one line of /proc/PID/status."""
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+    def workers(self) -> list[int]:
+        """Return the processes under the one that the pid file names."""
+        return [int(word) for word in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def status(self, name: str, pid: int | None = None) -> list[str]:
+        """Return the words of one line of /proc/PID/status, of the process that the pid file names or of another."""
+        lines = Path(f"/proc/{pid or self.pid}/status").read_text().splitlines()
         return next(line.split()[1:] for line in lines if line.startswith(f"{name}:"))
 
     def stop(self) -> None:
@@ -182,7 +188,61 @@ def test_its_descriptors_are_not_handed_on_to_hooks(background: Background) -> N
     background.stop()
 
 
+@pytest.mark.root
+def test_with_several_workers_all_have_left_the_terminal_and_root(background: Background) -> None:
+    nobody = pwd.getpwnam("nobody")
+    result = background.start(User="nobody", Workers="3")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    workers = background.workers()
+    assert len(workers) == 3
+    for pid in (background.pid, *workers):
+        process = Path(f"/proc/{pid}")
+        assert background.status("Uid", pid) == [str(nobody.pw_uid)] * 4
+        assert {os.readlink(process / "fd" / str(number)) for number in range(3)} == {"/dev/null"}
+        assert os.readlink(process / "cwd") == "/"
+        for entry in (process / "fdinfo").iterdir():
+            flags = next(line for line in entry.read_text().splitlines() if line.startswith("flags:")).split()[1]
+            assert int(entry.name) <= 2 or int(flags, 8) & os.O_CLOEXEC
+    for pid in workers:
+        assert background.status("SigBlk", pid) == ["0" * 16]
+        # Locked by whoever has it open, it would outlive the supervisor.
+        files = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        assert str(background.pid_file) not in files
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        for pid in (background.pid, *workers):
+            os.kill(pid, number)
+    assert background.workers() == workers
+    assert accepts(("127.0.0.1", background.port))
+    background.stop()
+    assert not any(alive(pid) for pid in workers)
+    assert not accepts(("127.0.0.1", background.port))
+
+
+def test_workers_of_a_daemon_that_was_killed_do_not_stay(background: Background) -> None:
+    background.start(Workers="2")
+    killed, workers = background.pid, background.workers()
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: not any(alive(pid) for pid in workers), "the workers to end")
+    assert background.start(Workers="2").returncode == 0
+    background.stop()
+
+
 # Failures to start
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("arguments", [(), ("-d", "1")])
+def test_workers_that_cannot_be_forked(background: Background, arguments: tuple[str, ...]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NPROC)
+    # To root it means nothing: the daemon gets into the background, and becomes a user who may have no more processes.
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, before[1]))
+    try:
+        result = background.start(*arguments, User="nobody", Workers="2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, before)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "clamsmtpd: no worker came to serve"
+    assert not accepts(("127.0.0.1", background.port))
 
 
 def test_an_address_in_use(background: Background) -> None:

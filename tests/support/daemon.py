@@ -25,7 +25,8 @@ class Daemon:
     """A running clamsmtpd.
 
     ``lines`` are those of the settings file; Listen and TempDirectory are added where they are not among
-    them: a free loopback port, for LMTP if ``lmtp`` is set, and a folder of its own. ``arguments`` are further
+    them: a free loopback port, for LMTP if ``lmtp`` is set, and a folder of its own. Without Workers among them
+    there is one process, whatever the machine: the one that ``pid`` names. ``arguments`` are further
     ones of the command line.
     """
 
@@ -47,6 +48,8 @@ class Daemon:
             self.temp_directory.mkdir()
             self.temp_directory.chmod(0o1777)
             added.append(f"TempDirectory: {self.temp_directory}")
+        if "workers" not in given:
+            added.append("Workers: 1")
         self.host, self.port = "127.0.0.1", 0
         if "listen" not in given:
             self.port = free_port()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from clamsmtpd.commons import Share
 from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener
 from clamsmtpd.server import Server
@@ -182,10 +183,11 @@ async def world(
     clamd: Clamd | None = None,
     out: str | None = None,
     clam: Callable[[str], str] = str,
+    share: Share | None = None,
 ) -> AsyncIterator[World]:
     """Start everything with ``lines`` of settings added; end everything.
 
-    In ``out``, ``{}`` stands for the next hop's address.
+    In ``out``, ``{}`` stands for the next hop's address. ``share`` is for a server that has others beside it.
     """
     hop = hop or Hop()
     clamd = clamd or Clamd()
@@ -212,7 +214,7 @@ async def world(
     port = sock.getsockname()[1]
     stop = asyncio.Event()
     certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
-    server = Server(settings, [Listener(sock, settings.listen[0])], certificate)
+    server = Server(settings, [Listener(sock, settings.listen[0])], certificate, share)
     served = asyncio.ensure_future(server.serve(stop))
     await asyncio.sleep(0)
     here = World(hop, clamd, server, port, spool, stop, served)

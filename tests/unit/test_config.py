@@ -55,6 +55,7 @@ def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
         trusted_clients=TrustedClients(),
         user=None,
         virus_action=None,
+        workers=None,
         xclient=False,
         debug_files=False,
     )
@@ -73,6 +74,8 @@ def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
         ("Header: X-Checked: by %i on %d \\r\\n\\tat %l", "header", "X-Checked: by %i on %d \\r\\n\\tat %l"),
         ("Header: Received: from %i", "header", "Received: from %i"),
         ("KeepAlives: 30", "keep_alives", 30),
+        ("Workers: 3", "workers", 3),
+        ("Workers: Automatic", "workers", None),
         ("Listen: 127.0.0.1", "listen", (Listen(TcpAddress("127.0.0.1", 10025)),)),
         ("Listen: [::1]:26", "listen", (Listen(TcpAddress("::1", 26)),)),
         ("Listen: lmtp:24", "listen", (Listen(TcpAddress(None, 24), lmtp=True),)),
@@ -179,6 +182,8 @@ def test_a_relative_path_without_a_working_directory(tmp_path: Path, monkeypatch
         ("Bounce: maybe", 'FILE:2: Bounce: "maybe" is not known; give on or off'),
         ("MaxConnections: 0", 'FILE:2: MaxConnections: "0" is out of range; give a whole number from 1 to 1000000'),
         ("MaxConnections: 1e3", 'FILE:2: MaxConnections: "1e3" is no whole number; give one from 1 to 1000000'),
+        ("Workers: 0", 'FILE:2: Workers: "0" is out of range; give a whole number from 1 to 256, or automatic'),
+        ("Workers: all", 'FILE:2: Workers: "all" is no whole number; give one from 1 to 256, or automatic'),
         ("TimeOut: -1", 'FILE:2: TimeOut: "-1" is no whole number; give one from 1 to 2147483647'),
         ("TimeOut: 0", 'FILE:2: TimeOut: "0" is out of range; give a whole number from 1 to 2147483647'),
         (

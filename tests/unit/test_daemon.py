@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from clamsmtpd import __version__, daemon
+from clamsmtpd import __version__, daemon, worker
+from clamsmtpd.commons import Share
 from clamsmtpd.config import Settings, load
 from clamsmtpd.listeners import Listener
 from clamsmtpd.tls import Certificate
 from clamsmtpd.values import Listen, StartError
 
 logger = logging.getLogger("clamsmtpd")
+
+NOTHING_COUNTED = "totals: connections=0, refused=0, clean=0, infected=0, unscanned=0, octets=0, sessions=0, workers=0"
 
 Story = Callable[[asyncio.Event], object]
 
@@ -45,6 +48,7 @@ def settings(tmp_path: Path) -> Settings:
     configuration = tmp_path / "clamsmtpd.conf"
     configuration.write_text(
         f"OutAddress: 127.0.0.1:2525\nListen: {tmp_path}/socket\nTempDirectory: {tmp_path}\nPidFile: {tmp_path}/pid\n"
+        "Workers: 1\n"
     )
     return load(str(configuration)).settings
 
@@ -56,7 +60,11 @@ def serve_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
     def use(story: Story) -> None:
         class Server:
             def __init__(
-                self, _settings: Settings, listeners: Sequence[Listener], _certificate: Certificate | None
+                self,
+                _settings: Settings,
+                listeners: Sequence[Listener],
+                _certificate: Certificate | None,
+                _share: Share,
             ) -> None:
                 self._listeners = listeners
 
@@ -68,7 +76,7 @@ def serve_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
                     for listener in self._listeners:
                         listener.socket.close()
 
-        monkeypatch.setattr(daemon, "Server", Server)
+        monkeypatch.setattr(worker, "Server", Server)
 
     use(lambda _stop: None)
     # Whether the tests run as root is not their matter.
@@ -101,6 +109,7 @@ def test_a_signal_stops_it_and_nothing_is_left(
     assert daemon.run(settings, foreground_level=3) == 0
     assert _errors(capsys) == [
         f"clamsmtpd: clamsmtpd {__version__} accepting connections on {tmp_path}/socket",
+        f"clamsmtpd: {NOTHING_COUNTED}",
         "clamsmtpd: stopped",
     ]
     assert not (tmp_path / "pid").exists()
@@ -180,7 +189,8 @@ def test_what_nobody_caught_is_one_line_and_the_daemon_goes_on(
 
     serve_as(story)
     assert daemon.run(settings, foreground_level=level) == 0
-    lines = [line for line in _errors(capsys) if "accepting" not in line and "stopped" not in line]
+    usual = ("accepting", "totals", "stopped")
+    lines = [line for line in _errors(capsys) if not any(word in line for word in usual)]
     assert lines[0] == "clamsmtpd: internal error: strange"
     assert lines[1].startswith("clamsmtpd: internal error: Exception in callback")
     assert lines[1].endswith(": LookupError: no such thing")

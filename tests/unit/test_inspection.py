@@ -15,6 +15,7 @@ from clamsmtpd.clamd.client import EarlyScan, Scanner
 from clamsmtpd.config import Settings, load
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector, Route
+from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, UNSCANNED, Metrics
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Bounce, Clean, Decision, Defer, Deliver, Drop, Envelope, Infected, Unscanned, Verdict
 
@@ -130,6 +131,20 @@ def test_what_cannot_be_kept_is_not_dropped(
     assert decision == Defer()
     assert hooks.started == []
     assert "cannot quarantine" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "counted"), [(Clean(), CLEAN), (Infected("Worm"), INFECTED), (Unscanned("away"), UNSCANNED)]
+)
+def test_a_message_is_counted_with_its_octets(tmp_path: Path, verdict: Verdict, counted: int) -> None:
+    row = Metrics().row(0)
+    inspector = Inspector(settings(tmp_path), cast("Scanner", Oracle(verdict)), cast("HookRunner", Hooks()), row=row)
+    for _ in range(2):
+        spool = Spool(str(tmp_path), "test")
+        spool.append(b"12345\r\n")
+        asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False))
+        spool.close()
+    assert {index: number for index, number in enumerate(row) if number} == {counted: 2, OCTETS: 14}
 
 
 def test_the_clock_is_the_time_zone_of_the_machine(tmp_path: Path) -> None:

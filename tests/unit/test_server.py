@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -12,7 +13,11 @@ from pathlib import Path
 import pytest
 
 from clamsmtpd import server
+from clamsmtpd.commons import Commons
+from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener
+from clamsmtpd.metrics import SERVING
+from clamsmtpd.server import Server
 from tests.support.world import Client, World, run, world
 
 
@@ -54,6 +59,32 @@ def test_ids_are_six_hexadecimal_digits_and_start_over(
     run(main())
     ids = [line.partition(":")[0] for line in caplog.messages if "accepted connection" in line]
     assert ids == ["FFFFFE", "FFFFFF", "FFFFFE"]
+
+
+def test_no_id_is_given_twice_by_several_workers_and_whoever_takes_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Eleven ids for three workers: nine are used.
+    monkeypatch.setattr(server, "_FIRST_ID", 0x100000)
+    monkeypatch.setattr(server, "_LAST_ID", 0x10000A)
+    (tmp_path / "conf").write_text("OutAddress: 25\n")
+    settings = load(str(tmp_path / "conf")).settings
+    commons = Commons(3, settings.max_connections)
+
+    def serving(worker: int) -> Server:
+        return Server(settings, [], share=commons.share(worker))
+
+    async def main() -> None:
+        workers = [serving(worker) for worker in range(3)]
+        tags = [worker._next_tag() for worker in workers for _ in range(2)]
+        commons.forget(1)
+        workers[1] = serving(1)
+        tags += [worker._next_tag() for worker in workers]
+        assert sorted(tags) == [f"10000{number}" for number in range(9)]
+        # Then each begins again with its own.
+        assert [worker._next_tag() for worker in workers] == [tags[0], tags[2], tags[4]]
+
+    run(main())
 
 
 class Reluctant(socket.socket):
@@ -142,5 +173,92 @@ def test_a_stop_while_accepting_pauses(tmp_path: Path, monkeypatch: pytest.Monke
             here.stop.set()
             await asyncio.sleep(0.15)
             assert here.served.done()
+
+    run(main())
+
+
+# With other workers
+
+
+def test_a_client_is_left_to_a_worker_with_fewer_sessions_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LEAVE_TO_OTHERS", 0.2)
+
+    async def main() -> None:
+        commons = Commons(2, 64)
+        commons.share(1).places.open()
+        async with world(tmp_path, share=commons.share(0)) as here:
+            loop = asyncio.get_running_loop()
+            begin = loop.time()
+            assert (await greeting(here)).startswith(b"220 ")
+            assert loop.time() - begin < 0.15
+            # The other one does not take it: it was only left to it, not lost.
+            begin = loop.time()
+            assert (await greeting(here)).startswith(b"220 ")
+            assert loop.time() - begin > 0.15
+
+    run(main())
+
+
+def test_of_clients_who_wait_one_is_taken_at_a_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        commons = Commons(2, 64)
+        async with world(tmp_path, share=commons.share(0)) as here:
+            (listener,) = here.server._listeners
+            with contextlib.ExitStack() as stack:
+                for _ in range(5):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", here.port)))
+                here.server._accept(listener)
+                assert len(here.server._sessions) == 1
+                await asyncio.sleep(0.1)
+                assert len(here.server._sessions) == 5
+
+    run(main())
+
+
+def test_a_stop_while_a_client_is_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LEAVE_TO_OTHERS", 0.05)
+
+    async def main() -> None:
+        commons = Commons(2, 64)
+        commons.share(1).places.open()
+        async with world(tmp_path, share=commons.share(0)) as here:
+            client = await here.client()
+            await client.reply()
+            here.clients.append(Client(*await asyncio.open_connection("127.0.0.1", here.port)))
+            await asyncio.sleep(0.01)
+            here.stop.set()
+            for client in here.clients:
+                client.close()
+            await asyncio.sleep(0.15)
+            assert here.served.done()
+
+    run(main())
+
+
+def test_a_server_that_stops_takes_no_more_clients_from_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        commons = Commons(2, 64)
+        async with world(tmp_path, share=commons.share(0)) as here:
+            assert commons.metrics.row(0)[SERVING] == 1
+            here.stop.set()
+            await asyncio.sleep(0.01)
+            assert commons.metrics.row(0)[SERVING] == 0
+
+    run(main())
+
+
+def test_what_is_counted(tmp_path: Path) -> None:
+    async def main() -> None:
+        commons = Commons(1, 1)
+        async with world(tmp_path, "MaxConnections: 1", share=commons.share(0)) as here:
+            client = await here.client()
+            await client.envelope()
+            await greeting(here)
+            assert (await client.message(b"Subject: x\r\n\r\n")).startswith(b"250 ")
+            assert str(commons.metrics) == (
+                "connections=1, refused=1, clean=1, infected=0, unscanned=0, octets=14, sessions=1, workers=1"
+            )
 
     run(main())

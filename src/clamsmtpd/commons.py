@@ -1,0 +1,68 @@
+"""What the workers of one daemon have in common: numbers, places, and the register of connections."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+
+from clamsmtpd.circles import Register, SharedRegister, region_size
+from clamsmtpd.metrics import ROW_SIZE, Metrics
+from clamsmtpd.places import Places
+
+__all__ = ["Commons", "Share"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one worker has of it: the one of number ``worker`` among ``workers``.
+
+    ``row`` is its own of ``metrics``, the numbers of all; ``outgoing`` knows the connections of all to next hops.
+    """
+
+    worker: int
+    workers: int
+    metrics: Metrics
+    row: memoryview
+    places: Places
+    outgoing: Register
+
+
+class Commons:
+    """Made before the ``workers`` are forked: they inherit it. One alone has everything for itself, without a lock.
+
+    Nothing in it has a name in the file system, and all of it is gone with the last process.
+    """
+
+    def __init__(self, workers: int, max_connections: int) -> None:
+        self.workers = workers
+        self._max_connections = max_connections
+        self._lock: int | None = None
+        self._memory: mmap.mmap | None = None
+        if workers == 1:
+            self.metrics = Metrics()
+            return
+        # Any of them may come to have all connections.
+        self._region_size = region_size(max_connections)
+        self._start = ROW_SIZE * workers
+        self._memory = mmap.mmap(-1, self._start + self._region_size * workers)
+        self.metrics = Metrics(memoryview(self._memory)[: self._start])
+        # A pipe that nothing goes through: record locks work on any file, and this one is to be had everywhere. A file
+        # would need a directory, and a memfd a system that allows one.
+        receive, self._lock = os.pipe()
+        os.close(receive)
+
+    def share(self, worker: int) -> Share:
+        """Return what one worker has."""
+        outgoing: Register = set()
+        if self._memory is not None:
+            outgoing = SharedRegister(self._memory, self._start, self._max_connections, self.workers, worker)
+        places = Places(self._max_connections, self.metrics, worker, self._lock)
+        return Share(worker, self.workers, self.metrics, self.metrics.row(worker), places, outgoing)
+
+    def forget(self, worker: int) -> None:
+        """Give back what a worker had that has died: its places, and its connections. Its counters stay."""
+        self.metrics.forget_now(worker)
+        if self._memory is not None:
+            start = self._start + worker * self._region_size
+            self._memory[start : start + self._region_size] = bytes(self._region_size)

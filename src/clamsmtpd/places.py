@@ -1,0 +1,68 @@
+"""MaxConnections: one exact limit, however many workers there are."""
+
+from __future__ import annotations
+
+import fcntl
+
+from clamsmtpd.metrics import SERVING, SESSIONS, Metrics
+
+__all__ = ["Places"]
+
+#: A worker may have one session more than another for each so many that the other has. Where clients are few, each is
+#: to be with the worker that has the time for it; where they come and go by the dozen, to even out what will have
+#: changed by the next moment is not worth the system calls.
+_SLACK = 8
+
+
+class Places:
+    """The places for sessions, ``limit`` of them for all workers together, as ``worker`` sees and takes them.
+
+    ``lock`` is a descriptor that all workers have inherited; None for one worker, who needs none. To take a place is to
+    count it in one's own row while nobody else can take one. To give it back needs no lock: whoever reads the old
+    number at that moment refuses a client too many, never takes one.
+
+    The lock is a record lock of fcntl(2), which belongs to a process: a worker that dies with it gives it back, and one
+    that dies with places has its row cleared by the supervisor before another gets that row.
+    """
+
+    __slots__ = ("_limit", "_lock", "_metrics", "_row")
+
+    def __init__(self, limit: int, metrics: Metrics, worker: int, lock: int | None) -> None:
+        self._limit = limit
+        self._metrics = metrics
+        self._row = metrics.row(worker)
+        self._lock = lock
+
+    def take(self) -> bool:
+        """Take a place if there is one left; tell whether there was."""
+        if self._lock is None:
+            return self._take()
+        # For some microseconds: nobody waits for anything while holding it.
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            return self._take()
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+
+    def _take(self) -> bool:
+        if self._metrics.total(SESSIONS) >= self._limit:
+            return False
+        self._row[SESSIONS] += 1
+        return True
+
+    def give_back(self) -> None:
+        """Give back a place that was taken."""
+        self._row[SESSIONS] -= 1
+
+    def open(self) -> None:
+        """Say that this worker accepts clients."""
+        self._row[SERVING] = 1
+
+    def close(self) -> None:
+        """Say that this worker accepts no more clients."""
+        self._row[SERVING] = 0
+
+    def another_has_fewer(self) -> bool:
+        """Whether another worker that accepts clients has clearly fewer sessions than this one."""
+        fewest = self._metrics.fewest_sessions()
+        return self._row[SESSIONS] > fewest + fewest // _SLACK
