@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from clamsmtpd.values import StartError
+
 __all__ = ["STOP_AT_ONCE", "Crew", "Supervisor", "Tie", "automatic_workers"]
 
 _log = logging.getLogger("clamsmtpd")
@@ -132,7 +134,7 @@ class Supervisor:
         self._status = CLEAN_STOP
 
     def run(self) -> int:
-        """Return the exit status: 0 if all workers ended well, 1 if not, or if none ever came to serve."""
+        """Return the exit status: 0 if all workers ended well, 1 if not. Raises StartError if none comes to serve."""
         self._mask = frozenset(signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS))
         # Whoever started us may have it ignored, and then nobody would hear of a worker's end.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -158,9 +160,8 @@ class Supervisor:
             return False
         if not self._any_served:
             # What has kept the first ones from it will keep others.
-            _log.critical("no worker came to serve")
-            self._status = FAILED
-        return self._any_served
+            raise StartError("no worker came to serve")
+        return True
 
     def _act(self) -> None:
         """Wait for the next thing to happen, and do what is to be done."""

@@ -20,6 +20,7 @@ import pytest
 
 from clamsmtpd import supervisor
 from clamsmtpd.supervisor import STOP_AT_ONCE, Supervisor, Tie, automatic_workers
+from clamsmtpd.values import StartError
 
 # Python 3.12 warns of what is no matter here: the test runner's threads do not exist in a worker.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -69,6 +70,10 @@ class Crew:
 
     def report(self) -> None:
         self.told.append("report")
+
+
+#: What Outcome.status is if no worker came to serve.
+NOT_STARTED = -1
 
 
 @dataclass
@@ -125,7 +130,11 @@ def _supervise(workers: int, crew: Crew, clock: Callable[[], float]) -> tuple[in
     logger.setLevel(logging.INFO)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     descriptors = os.listdir("/proc/self/fd")
-    status = Supervisor(workers, crew, clock).run()
+    try:
+        status = Supervisor(workers, crew, clock).run()
+    except StartError as error:
+        status = NOT_STARTED
+        records.log.append((logging.CRITICAL, str(error)))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
     assert os.listdir("/proc/self/fd") == descriptors
     with pytest.raises(ChildProcessError):
@@ -285,7 +294,7 @@ def test_no_pause_is_longer_than_half_a_minute_however_often_one_has_died() -> N
 def test_if_none_comes_to_serve_starting_has_failed() -> None:
     crew = Crew(lambda _crew, _worker, _tie: 1)
     outcome = supervise(3, crew)
-    assert outcome.status == 1
+    assert outcome.status == NOT_STARTED
     assert [crew.starts(worker) for worker in range(3)] == [1, 1, 1]
     assert "started" not in outcome.told
     assert outcome.lines[-1] == "no worker came to serve"
@@ -297,7 +306,7 @@ def test_what_a_worker_did_not_catch_is_its_end_alone(capfd: pytest.CaptureFixtu
         logging.getLogger("clamsmtpd").addHandler(handler)
         raise LookupError("no such thing")
 
-    assert supervise(1, Crew(work)).status == 1
+    assert supervise(1, Crew(work)).status == NOT_STARTED
     assert "internal error: LookupError: no such thing" in capfd.readouterr().err
 
 
