@@ -121,8 +121,9 @@ class Comparison:
         """Measure one worker of ours, or the original: more of them would only hide what each does."""
         contender = _named("ours-1" if name == "ours" else name)
         _say(f"{scenario}: {contender.title}")
+        found = self.results.setdefault(scenario, {})
         try:
-            self.results.setdefault(scenario, {})[name] = measured(contender)
+            found[name] = measured(contender)
         except SkippedError as reason:
             self._skip(contender, reason)
         except LostMailError as error:

@@ -53,7 +53,7 @@ class Goal:
         """Return the bound in words."""
         words = "at least" if self.at_least else "at most"
         if self.relative:
-            return f"{words} {self.bound:.2g} of best case"
+            return f"{words} {self.bound:.2g} {'times' if self.at_least else 'of'} the best case"
         return f"{words} {self.shown(self._bound(results))}"
 
 

@@ -34,8 +34,6 @@ _RCPT = (b"RCPT TO:<recipient@bench.invalid>\r\n",)
 _DATA = (b"DATA\r\n",)
 _QUIT = (b"QUIT\r\n",)
 
-#: So many failures say that there is nothing to measure.
-_FAILURES_MAX = 100
 #: Seconds without a sign of anything.
 _PATIENCE = 120
 #: Seconds until the greeting. A SYN that had to be sent again once or twice is no stall.
@@ -63,7 +61,7 @@ class Client:
 
 
 class Load:
-    """All sessions. With neither ``messages`` nor ``seconds`` it would never end."""
+    """All sessions. With neither ``messages`` nor ``seconds`` it would never end; the first failure ends it."""
 
     def __init__(
         self, address: tuple[str, int], *, sessions: int, size: int, each: bool, messages: int, seconds: float
@@ -86,8 +84,8 @@ class Load:
         #: Of every message: seconds that it took, and when it was done, by the monotonic clock.
         self.durations: list[float] = []
         self.finished: list[float] = []
-        self.failures = self.stalls = 0
-        self.first_failure = ""
+        self.stalls = 0
+        self.failure = ""
 
     def run(self) -> dict[str, object]:
         """Send everything; return what was measured."""
@@ -97,7 +95,7 @@ class Load:
         self._start_clock()
         for _ in range(self._sessions if self._each else 1):
             self._open()
-        while self._clients:
+        while self._clients and not self.failure:
             ready = self._poll.poll(1 if self._ungreeted else _PATIENCE)
             if ready:
                 heard = time.monotonic()
@@ -129,8 +127,7 @@ class Load:
             "megabytes": rate * self._letters.size / 1e6,
             "p50": percentile(self.durations, 50) * 1000,
             "p99": percentile(self.durations, 99) * 1000,
-            "failures": self.failures,
-            "failure": self.first_failure,
+            "failure": self.failure,
             "stalls": self.stalls,
             "cpu": cpu,
         }
@@ -138,7 +135,7 @@ class Load:
     def _more(self) -> bool:
         return (
             self._started < self._messages
-            and self.failures < _FAILURES_MAX
+            and not self.failure
             and (self._started < self._sessions or time.monotonic() < self._deadline)
         )
 
@@ -282,8 +279,7 @@ class Load:
         self._open()
 
     def _fail(self, text: str) -> None:
-        self.failures += 1
-        self.first_failure = self.first_failure or text
+        self.failure = self.failure or text
 
 
 def _expect(code: bytes, reply: bytes) -> None:

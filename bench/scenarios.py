@@ -90,12 +90,12 @@ def measure(stage: Stage, running: Running, scenario: Scenario, length: Length) 
     printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     memory = proportional_memory(pids["proxy"]) if running.program else math.nan
     # What ends a message is not all that it costs: connections are closed, files are given back.
-    time.sleep(0.1)
+    time.sleep(min(0.1, length.seconds))
     spent = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
     spent["load"] = printed["cpu"]
     done = printed["messages"]
-    if printed["failures"]:
-        raise LostMailError(f"{printed['failures']} failures, the first: {printed['failure']}")
+    if printed["failure"]:
+        raise LostMailError(printed["failure"])
     arrived = stage.taken() - taken
     if not alone and arrived != done:
         raise LostMailError(f"clients were told of {done} messages, the next hop took {arrived}")
