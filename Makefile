@@ -1,7 +1,7 @@
 # make run   one clean and one infected message through a real clamsmtpd; stays up until Ctrl-C
 # make test  every check and every test
-# make bench what mail costs, beside the original, its best case, no proxy and clamd alone: half an hour, and all
-#            cores that it may have; BENCH="--quick" takes two minutes, BENCH="--help" shows what else there is
+# make bench what mail costs, beside the original, its best case, no proxy and clamd alone: 20 minutes on
+#            two cores that do nothing else; BENCH="--quick" takes two or three, BENCH="--help" tells of other options
 # make docs  the parts of the manual that come from the table of settings
 
 PYTHON = .venv/bin/python

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import crowd, report
-from bench.contenders import CONTENDERS, Contender, Python, Running, SkippedError, Stage
+from bench.contenders import CONTENDERS, Contender, Python, Running, SkippedError, Stage, memory_folder
 from bench.database import made_up
 from bench.figures import medians
 from bench.machine import choose_cpus
@@ -146,7 +146,8 @@ class Comparison:
         length = self._scale.length
         each = f"{length.messages} messages" if length.messages else f"{length.seconds:g} s"
         how = f"Medians of {self._scale.rounds} rounds of {each}, all contenders in turn."
-        return "\n".join([how, *self._skipped.values()])
+        how += f" Temporary files {'in memory' if memory_folder() else 'on disk'}."
+        return "\n\n".join([how, *self._skipped.values()])
 
 
 def _named(name: str) -> Contender:

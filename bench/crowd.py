@@ -99,7 +99,7 @@ def large_messages(python: Python, contender: Contender, *, sessions: int, size:
     needed = sessions * size * 11 // 10
     if room < needed:
         raise SkippedError(f"{needed / 1e9:.1f} GB needed in {tempfile.gettempdir()}, {room / 1e9:.1f} GB free")
-    with Stage(python, slow=slow, connections=sessions + _OTHER_DESCRIPTORS) as stage:
+    with Stage(python, slow=slow, connections=sessions + _OTHER_DESCRIPTORS, on_disk=True) as stage:
         running = stage.start(contender, f"MaxConnections: {sessions + 10}")
         assert running.program is not None
         idle = memory(running.program.pid).total

@@ -32,11 +32,18 @@ class Clamd:
     """A running clamd, at the Unix socket ``unix`` and at the TCP port ``tcp``.
 
     ``settings`` are further lines of clamd.conf(5), ``database`` further files of signatures by their names.
-    With ``log_clean`` it logs every scan, not only what it finds. It runs as whoever runs the tests.
+    With ``log_clean`` it logs every scan, not only what it finds. ``parent`` is the folder in which it has one of its
+    own. It runs as whoever runs the tests.
     """
 
-    def __init__(self, *settings: str, log_clean: bool = True, database: Mapping[str, str] | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-clamd-"))
+    def __init__(
+        self,
+        *settings: str,
+        log_clean: bool = True,
+        database: Mapping[str, str] | None = None,
+        parent: str | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-clamd-", dir=parent))
         self.folder.chmod(0o755)
         self.unix = UnixAddress(str(self.folder / "clamd.sock"))
         self.tcp = TcpAddress("127.0.0.1", free_port())
