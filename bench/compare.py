@@ -42,6 +42,9 @@ class Scale:
 
 _FULL = Scale(5, Length(2), Length(0.3), 100_000, 10_000, 200, 30_000_000, 3_000_000)
 _QUICK = Scale(1, Length(1), Length(0.2), 100_000, 1_000, 200, 1_000_000, 1_000_000)
+#: From this many programs that want a core on, on average before the run, figures are not to be trusted.
+_BUSY = 0.5
+
 #: So little that it only shows that everything still runs.
 _LEAST = Scale(1, Length(0, 4, 300_000), Length(0, 1, 4_000), 100, 20, 5, 400_000, 1_000_000)
 
@@ -56,6 +59,7 @@ class Comparison:
         self._scale = scale
         self._only = only
         self._skipped: dict[str, str] = {}
+        self._busy = os.getloadavg()[0]
         self.results: dict[str, dict[str, dict[str, float]]] = {}
         self.lost = False
 
@@ -147,6 +151,8 @@ class Comparison:
         each = f"{length.messages} messages" if length.messages else f"{length.seconds:g} s"
         how = f"Medians of {self._scale.rounds} rounds of {each}, all contenders in turn."
         how += f" Temporary files {'in memory' if memory_folder() else 'on disk'}."
+        if self._busy > _BUSY:
+            how += f" Other programs used the machine: the load average was {self._busy:.1f} before the run."
         return "\n\n".join([how, *self._skipped.values()])
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.contenders import CONTENDERS
+from bench.contenders import CONTENDERS, Python, Stage
 from bench.goals import GOALS
-from bench.scenarios import SCENARIOS
+from bench.scenarios import SCENARIOS, Length, LostMailError, measure
 from tests.support.process import Program, accepts, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +68,18 @@ def test_the_next_hop_takes_every_message_that_the_load_generator_sends(
             lines.readline()
             connection.sendall(b"STAT\r\n")
             assert lines.readline() == b"250 60\r\n"
+
+
+def test_a_message_that_the_next_hop_did_not_take_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = next(contender for contender in CONTENDERS if contender.name == "none")
+    with Stage(Python(None, own=sys.executable)) as stage:
+        running = stage.start(straight)
+        assert measure(stage, running, SCENARIOS[0], Length(0, 5))["rate"] > 0
+        assert stage.taken() == 5
+        counts = iter([5, 9])
+        monkeypatch.setattr(stage, "taken", lambda: next(counts))
+        with pytest.raises(LostMailError, match="told of 5 messages, the next hop took 4"):
+            measure(stage, running, SCENARIOS[0], Length(0, 5))
 
 
 def test_a_refusal_is_a_failure() -> None:
