@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,16 +31,26 @@ TEST_FILES = Path("/usr/share/clamav-testfiles")
 class Clamd:
     """A running clamd, at the Unix socket ``unix`` and at the TCP port ``tcp``.
 
-    ``settings`` are further lines of clamd.conf(5). It runs as whoever runs the tests.
+    ``settings`` are further lines of clamd.conf(5), ``database`` further files of signatures by their names.
+    With ``log_clean`` it logs every scan, not only what it finds. ``parent`` is the folder in which it has one of its
+    own. It runs as whoever runs the tests.
     """
 
-    def __init__(self, *settings: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-clamd-"))
+    def __init__(
+        self,
+        *settings: str,
+        log_clean: bool = True,
+        database: Mapping[str, str] | None = None,
+        parent: str | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-clamd-", dir=parent))
         self.folder.chmod(0o755)
         self.unix = UnixAddress(str(self.folder / "clamd.sock"))
         self.tcp = TcpAddress("127.0.0.1", free_port())
         self.log = self.folder / "log"
         self._write_database(self.folder / "database")
+        for name, signatures in (database or {}).items():
+            (self.folder / "database" / name).write_text(signatures)
         lines = [
             "Foreground yes",
             f"DatabaseDirectory {self.folder / 'database'}",
@@ -50,7 +61,7 @@ class Clamd:
             f"TCPAddr {self.tcp.host}",
             f"LogFile {self.log}",
             "LogTime yes",
-            "LogClean yes",
+            f"LogClean {'yes' if log_clean else 'no'}",
             # Started as root it would else become clamav, who may not read this folder's neighbours.
             *(["User root"] if os.geteuid() == 0 else []),
             *settings,
@@ -58,6 +69,7 @@ class Clamd:
         configuration = self.folder / "clamd.conf"
         configuration.write_text("\n".join(lines) + "\n")
         self._program = Program(["clamd", f"--config-file={configuration}"], output=self.folder / "output")
+        self.pid = self._program.pid
         try:
             self._program.wait_until(
                 lambda: accepts(self.unix.path) and accepts(("127.0.0.1", self.tcp.port)),
