@@ -381,8 +381,8 @@ SETTINGS: tuple[Setting, ...] = (
         _number(1, _SECONDS_MAX),
         "180",
         "Seconds that a client, the next hop or clamd may take for the next step: a command, a reply, a verdict, or "
-        "100 octets of a message for each of these seconds. For the next hop's answer to a whole message they are at "
-        "least 600, as RFC 5321 asks.",
+        "100 octets of a message for each of these seconds; it can be up to an eighth more until that is noticed. For "
+        "the next hop's answer to a whole message they are at least 600, as RFC 5321 asks.",
     ),
     Setting(
         "TLSCertificate",

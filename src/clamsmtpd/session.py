@@ -565,7 +565,8 @@ class Session:
 
     def _inspect(self, effect: Inspect) -> None:
         if self._spool is not None:
-            self._inspecting = self._loop.create_task(self._judge(self._spool, effect))
+            # With a name, or a number would be written out for each.
+            self._inspecting = asyncio.Task(self._judge(self._spool, effect), loop=self._loop, name=self.tag)
 
     async def _judge(self, spool: Spool, effect: Inspect) -> None:
         decision: Decision
