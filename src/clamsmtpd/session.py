@@ -261,6 +261,9 @@ class Session:
         if self._proxy is not None:
             self._read_proxy_header(self._proxy, data)
             return
+        if not self._debug and self._server is not None and self.relay.passes_on(data):
+            self._server.write(data)
+            return
         self._client_octets += len(data)
         if self._debug and self.relay.awaits is not Awaits.DATA:
             self._trace("CLIENT <", data)
@@ -425,6 +428,9 @@ class Session:
 
     def server_received(self, data: bytes) -> None:
         """Take octets from the next hop."""
+        if not self._debug and self._client is not None and self.relay.passes_back(data):
+            self._client.write(data)
+            return
         self._server_heard = True
         if self._debug:
             self._trace("SERVER <", data)

@@ -12,6 +12,7 @@ pipelines, and no 250 can be taken for another command's.
 from __future__ import annotations
 
 import enum
+import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -287,6 +288,76 @@ class Relay:
     def in_auth(self) -> bool:
         """Whether the client's next line is part of an AUTH dialogue."""
         return self._phase is _AUTH
+
+    # ---- the short way ------------------------------------------------------------------------
+
+    def passes_on(self, data: bytes) -> bool:
+        """Take ``data`` from the client if it is one command that goes to the next hop as it stands; tell whether.
+
+        Then it is to be sent there, and nothing else is to be done. If not, it is for :meth:`client_data`, which would
+        have come to the same by a longer way: two commands of three are MAIL or RCPT of a client that has waited for
+        its turn.
+        """
+        if (
+            self._owed
+            or self._phase is not _COMMAND
+            or self._hello_due
+            or self._message is not None
+            or self._has_work()
+            or not _is_one_line(data, COMMAND_LINE_MAX)
+        ):
+            return False
+        verb, argument = data[:5], data[5:-2].strip(b" \t")
+        if verb == b"RCPT ":
+            if self._one_recipient:
+                return False
+            self._owed.append((self._on_rcpt, argument))
+        elif verb == b"MAIL ":
+            if self._identity.learnt or has_parameter(argument, b"BODY=BINARYMIME"):
+                return False
+            self._owed.append((self._on_mail, argument))
+        else:
+            return False
+        self.steps += 1
+        self._errors = 0
+        self._grouped = self._offers.pipelining and not self._one_recipient
+        return True
+
+    def passes_back(self, data: bytes) -> bool:
+        """Take ``data`` from the next hop if it is one reply that goes to the client as it stands; tell whether.
+
+        Like :meth:`passes_on`, for the good replies to what that lets pass. If not, it is for :meth:`server_data`.
+        """
+        if (
+            len(self._owed) != 1
+            or self._phase is not _COMMAND
+            or self._reader
+            or self._has_work()
+            or not _is_one_line(data, COMMAND_LINE_MAX)
+            or _GOOD_REPLY.match(data) is None
+        ):
+            return False
+        on_reply, argument = self._owed[0]
+        if on_reply == self._on_rcpt:
+            self._recipients.append(argument)
+        elif on_reply == self._on_mail:
+            self._begin_transaction(argument)
+        else:
+            return False
+        self._owed.clear()
+        self.steps += 1
+        return True
+
+    def _has_work(self) -> bool:
+        """Whether something waits that any event may bring on."""
+        return bool(
+            self._input.pending
+            or self._held is not None
+            or self._input_ended
+            or self._client_full
+            or self._draining
+            or self._server_gone
+        )
 
     # ---- events -------------------------------------------------------------------------------
 
@@ -1007,11 +1078,14 @@ class Relay:
 
     def _on_mail(self, reply: Reply, argument: bytes) -> None:
         if reply.positive:
-            self._transaction = True
-            self._binary = has_parameter(argument, b"BODY=BINARYMIME")
-            self._sender = argument
-            self._recipients = []
+            self._begin_transaction(argument)
         self._pass_on(reply)
+
+    def _begin_transaction(self, argument: bytes) -> None:
+        self._transaction = True
+        self._binary = has_parameter(argument, b"BODY=BINARYMIME")
+        self._sender = argument
+        self._recipients = []
 
     def _on_rcpt(self, reply: Reply, argument: bytes) -> None:
         if reply.positive:
@@ -1157,6 +1231,20 @@ class Relay:
         b"HELP": _Command(_do_plain, before_hello=True),
         b"ETRN": _Command(_do_plain, between_chunks=False),
     }
+
+
+# A reply of one line that is good, if the line is well-formed (RFC 5321 section 4.2).
+_GOOD_REPLY = re.compile(rb"2[0-9][0-9] ")
+
+
+def _is_one_line(data: bytes, limit: int) -> bool:
+    """Whether this is one line that ends with CRLF, of ``limit`` octets at most without that, and nothing else."""
+    return (
+        data[-2:] == b"\r\n"
+        and data.find(b"\r") == len(data) - 2 <= limit
+        and data.find(b"\n") == len(data) - 1
+        and b"\0" not in data
+    )
 
 
 def _show(reply: Reply) -> str:
