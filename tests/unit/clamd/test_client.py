@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import pytest
 import uvloop
 
-from clamsmtpd.clamd.client import Follower, Scanner
+from clamsmtpd.clamd.client import Scanner
+from clamsmtpd.clamd.early import Follower
 from clamsmtpd.values import Address, Clean, Infected, TcpAddress, UnixAddress, Unscanned, Verdict
 
 _Result = TypeVar("_Result")
