@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,16 +32,19 @@ TEST_FILES = Path("/usr/share/clamav-testfiles")
 class Clamd:
     """A running clamd, at the Unix socket ``unix`` and at the TCP port ``tcp``.
 
-    ``settings`` are further lines of clamd.conf(5). It runs as whoever runs the tests.
+    ``settings`` are further lines of clamd.conf(5), ``signatures`` further files of its database. It runs as whoever
+    runs the tests.
     """
 
-    def __init__(self, *settings: str) -> None:
+    def __init__(self, *settings: str, signatures: Mapping[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-clamd-"))
         self.folder.chmod(0o755)
         self.unix = UnixAddress(str(self.folder / "clamd.sock"))
         self.tcp = TcpAddress("127.0.0.1", free_port())
         self.log = self.folder / "log"
         self._write_database(self.folder / "database")
+        for name, content in (signatures or {}).items():
+            (self.folder / "database" / name).write_text(content)
         lines = [
             "Foreground yes",
             f"DatabaseDirectory {self.folder / 'database'}",
@@ -55,18 +60,32 @@ class Clamd:
             *(["User root"] if os.geteuid() == 0 else []),
             *settings,
         ]
-        configuration = self.folder / "clamd.conf"
-        configuration.write_text("\n".join(lines) + "\n")
-        self._program = Program(["clamd", f"--config-file={configuration}"], output=self.folder / "output")
+        self._configuration = self.folder / "clamd.conf"
+        self._configuration.write_text("\n".join(lines) + "\n")
+        self._program = self._start()
+
+    def _start(self) -> Program:
+        program = Program(["clamd", f"--config-file={self._configuration}"], output=self.folder / "output")
         try:
-            self._program.wait_until(
+            program.wait_until(
                 lambda: accepts(self.unix.path) and accepts(("127.0.0.1", self.tcp.port)),
                 "clamd to accept connections",
                 seconds=50,
             )
         except BaseException:
-            self.stop()
+            program.stop()
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise
+        return program
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, and do not wait."""
+        self._program.send(number)
+
+    def restart(self) -> None:
+        """End it, if it has not ended, and start it again at the same addresses."""
+        self._program.stop()
+        self._program = self._start()
 
     @staticmethod
     def _write_database(folder: Path) -> None:

@@ -34,7 +34,7 @@ KEPT_MAX = 8
 
 #: Messages that are streamed at once while they come in. Each holds a connection for as long as its client pleases:
 #: with one for each, some slow clients would keep those messages from being scanned that are whole.
-EARLY_MAX = 32
+EARLY_MAX = 8
 
 
 class Scannable(Followed, Protocol):
@@ -195,7 +195,10 @@ class Scanner:
         self, scan: Callable[[Stream], Coroutine[object, object, Answer]], *, kept: bool
     ) -> tuple[Answer, bool]:
         """Return the answer to a stream, and whether all of it had been sent. Raises ClamdError."""
-        session = self._free.pop() if self._free and kept else await self._open(kept=kept and self._may_keep())
+        if self._free and kept:
+            session = self._free.pop()
+        else:
+            session = await self._open(kept=kept and len(self._sessions) < KEPT_MAX)
         stream = Stream(session, self._time_out)
         answered = False
         try:
@@ -219,9 +222,10 @@ class Scanner:
     def _may_keep(self) -> bool:
         """Tell whether a connection may be kept for streams.
 
-        Not as long as there are many: those that clamd has not taken yet would wait for it to be given up.
+        Not as long as there are many, or one from which nothing has been heard: if clamd has not taken it yet, it waits
+        for another to be given up.
         """
-        return len(self._sessions) <= KEPT_MAX
+        return len(self._sessions) <= KEPT_MAX and all(session.heard for session in self._sessions)
 
     def _on_ended(self, session: ClamdSession) -> None:
         self._sessions.discard(session)

@@ -17,12 +17,12 @@ from clamsmtpd.clamd.protocol import IDSESSION, PING, Replies
 __all__ = ["IDLE_LIMIT", "OWED_MAX", "PING_INTERVAL", "Answer", "ClamdSession", "Lost", "why"]
 
 #: Seconds after which a session is ended in which nothing is asked any more. clamd ends it itself after
-#: IdleTimeout (clamd.conf(5), 30 seconds by default), and might do so in the moment of the next request.
+#: ReadTimeout (clamd.conf(5), 120 seconds by default), and might do so in the moment of the next request.
 IDLE_LIMIT = 10.0
 
 #: Seconds in which nothing was asked and replies are owed, after which clamd is asked to say something. It ends a
-#: session in which it gets no command for CommandReadTimeout or IdleTimeout (30 seconds each by default), also in the
-#: midst of scans, and although it goes on giving replies; all other scans are then lost.
+#: session in which it gets no command for ReadTimeout (so does version 1.4; the manual does not tell which limit it
+#: takes for this), also in the midst of scans, and although it goes on giving replies; all other scans are then lost.
 PING_INTERVAL = 2.0
 
 #: Replies that may be owed at once. clamd takes MaxQueue requests (100 by default) and then reads no more, so that
@@ -94,6 +94,7 @@ class ClamdSession:
         "_timer",
         "_waiting",
         "_wakes",
+        "heard",
         "socket",
         "usable",
     )
@@ -104,6 +105,8 @@ class ClamdSession:
         self.socket = sock
         #: Whether another request may be made.
         self.usable = True
+        #: Whether clamd has ever said something, and so has taken the connection.
+        self.heard = False
         self._kept = kept
         self._time_out = time_out
         self._ended = ended
@@ -126,7 +129,7 @@ class ClamdSession:
         self._asked = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._wakes = math.inf
-        self._loop.add_reader(sock, self._on_readable)
+        self._loop.add_reader(sock, self._read)
 
     # ---- requests -----------------------------------------------------------------------------
 
@@ -174,6 +177,11 @@ class ClamdSession:
             self.usable = self._kept
             self._wake_by(min(request.deadline, self._asked + PING_INTERVAL))
 
+    def hear_out(self) -> None:
+        """Learn that clamd takes nothing more. What it said before is still to be read, and tells best why."""
+        self.usable = False
+        self._loop.call_soon(self._read_all)
+
     def close(self) -> None:
         """End it now."""
         self._end("the connection was closed")
@@ -203,8 +211,7 @@ class ClamdSession:
                 return False
             self._number(request)
             if isinstance(error, BrokenPipeError | ConnectionResetError):
-                # What clamd said before it closed is still there to be read.
-                self.usable = False
+                self.hear_out()
             else:
                 self._end(why(error))
             return True
@@ -241,22 +248,28 @@ class ClamdSession:
 
     # ---- replies ------------------------------------------------------------------------------
 
-    def _on_readable(self) -> None:
+    def _read_all(self) -> None:
+        while self._open and self._read():
+            pass
+
+    def _read(self) -> bool:
+        """Take what has come; false if there is nothing, or the end."""
         try:
             data = self.socket.recv(_RECEIVE)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self._end(why(error))
-            return
+            return False
         if not data:
             self._end(self._replies.eof())
-            return
+            return False
+        self.heard = True
         replies = self._replies
         found = replies.feed(data)
         if replies.fault and not self._kept:
             self._end(replies.fault)
-            return
+            return False
         self._hand_out(found)
         if replies.fault:
             self._end(replies.fault)
@@ -264,6 +277,7 @@ class ClamdSession:
             self.close()
         elif self._waiting:
             self._send_waiting()
+        return True
 
     def _hand_out(self, found: list[tuple[int, bytes]]) -> None:
         owed = self._owed
@@ -325,6 +339,11 @@ class ClamdSession:
     def _on_timer(self) -> None:
         """Give up what has waited too long, and set the clock for what comes next."""
         self._timer, self._wakes = None, math.inf
+        # libuv calls once for a connection with an error, such as a reset, and then never again: if there was a reply
+        # to be read in front of the error, nobody has told us of that.
+        self._read_all()
+        if not self._open:
+            return
         now = self._loop.time()
         late = [request for request in self._awaited() if request.deadline <= now]
         if late:

@@ -66,7 +66,7 @@ class Stream:
                 await self._wait()
                 continue
             except OSError:
-                # What clamd said before it closed is still there to be read.
+                self._session.hear_out()
                 return False
             while left and sent >= len(left[0]):
                 sent -= len(left.pop(0))

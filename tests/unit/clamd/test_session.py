@@ -8,6 +8,7 @@ import errno
 import itertools
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -239,7 +240,7 @@ def test_a_reply_that_comes_after_its_message_was_given_up_is_nobodys(run: Run) 
             b"COMMAND READ TIMED OUT\n",
             Lost(
                 'it answered "COMMAND READ TIMED OUT": '
-                "CommandReadTimeout in clamd.conf is too short, or it has too much to do"
+                "CommandReadTimeout or ReadTimeout in clamd.conf is too short, or it has too much to do"
             ),
         ),
         (b"UNKNOWN COMMAND\0", Lost('it answered "UNKNOWN COMMAND"', strange=b"UNKNOWN COMMAND")),
@@ -287,6 +288,31 @@ def test_clamd_leaves_in_the_moment_of_a_request(run: Run) -> None:
             assert not session.usable
             assert await first == b"fd[10]: Evil FOUND"
             assert await second == Lost("it closed the connection without a reply")
+
+    run(main())
+
+
+@pytest.mark.parametrize(("kept", "asks"), [(True, True), (True, False), (False, False)])
+def test_clamd_leaves_behind_a_reply_and_without_having_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch, *, kept: bool, asks: bool
+) -> None:
+    """The event loop tells of the reply and the reset by one call."""
+    if not asks:
+        monkeypatch.setattr(module, "PING_INTERVAL", 0.05)
+
+    async def main() -> None:
+        async with connected(kept=kept) as (session, peer):
+            answers = [session.ask(FILDES) for _ in range(2 if kept else 1)]
+            peer.socket.send(b"1: fd[10]: OK\0" if kept else b"fd[10]: O")
+            await peer.hang_up(reads=False)
+            if asks:
+                # This is the third that is owed, and the first that is told.
+                answers.append(session.ask(FILDES))
+            began = time.monotonic()
+            heard = [await answer for answer in answers]
+            lost = Lost("Connection reset by peer")
+            assert heard == [b"fd[10]: OK" if kept else lost, lost, lost][: len(heard)]
+            assert time.monotonic() - began < 1
 
     run(main())
 
@@ -715,7 +741,7 @@ def test_a_request_after_a_pause_has_its_own_limit(run: Run, monkeypatch: pytest
 def test_a_wakeup_for_nothing(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, _):
-            session._on_readable()
+            session._read()
             assert session.usable
 
     run(main())
