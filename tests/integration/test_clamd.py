@@ -252,7 +252,7 @@ def test_a_scan_that_takes_longer_than_clamd_waits_for_commands(
     async def main(clamd: Clamd) -> tuple[list[Verdict], float]:
         with contextlib.ExitStack() as stack:
             scanner = stack.enter_context(contextlib.closing(Scanner(clamd.unix, time_out=50)))
-            spools = [stack.enter_context(message(tmp_path, slow(0, 25)))]
+            spools = [stack.enter_context(message(tmp_path, slow(0, 26)))]
             # Replies come all the time; they do not count.
             spools += [stack.enter_context(message(tmp_path, slow(number, 19), EICAR)) for number in range(1, 60)]
             began = time.monotonic()

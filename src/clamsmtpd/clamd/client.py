@@ -195,10 +195,7 @@ class Scanner:
         self, scan: Callable[[Stream], Coroutine[object, object, Answer]], *, kept: bool
     ) -> tuple[Answer, bool]:
         """Return the answer to a stream, and whether all of it had been sent. Raises ClamdError."""
-        if self._free and kept:
-            session = self._free.pop()
-        else:
-            session = await self._open(kept=kept and len(self._sessions) < KEPT_MAX)
+        session = await self._open_or_take(kept=kept)
         stream = Stream(session, self._time_out)
         answered = False
         try:
@@ -210,6 +207,21 @@ class Scanner:
             else:
                 session.close()
         return answer, stream.whole
+
+    async def _open_or_take(self, *, kept: bool) -> ClamdSession:
+        """Return a session in which nothing is streamed; a new one if it is not to be ``kept``. Raises ClamdError."""
+        if not kept:
+            # One was lost, and so the others may be. If not, clamd may have no place for another beside them.
+            for session in tuple(self._free):
+                session.close()
+            return await self._open(kept=False)
+        if not self._free:
+            session = await self._open(kept=len(self._sessions) < KEPT_MAX)
+            if not self._free:
+                return session
+            # Meanwhile somebody has done with one. clamd may not take this as long as that is there.
+            session.close()
+        return self._free.pop()
 
     # ---- connections --------------------------------------------------------------------------
 
