@@ -781,6 +781,21 @@ def test_a_scan_that_is_late_leaves_the_next_another_session(run: Run[None], tmp
     assert connections == 2, "and it is not asked the same once more"
 
 
+def test_when_one_session_was_lost_the_others_make_room_for_the_second_try() -> None:
+    async def main() -> None:
+        clamd = Counted()
+        async with clamd.listening() as address:
+            scanner = Scanner(address, time_out=LONG)
+            assert await asyncio.gather(*(scan_with(scanner) for _ in range(3))) == [Clean()] * 3
+            kept = set(scanner._free)
+            assert kept
+            second = await scanner._open_or_take(kept=False)
+            assert scanner._sessions == {second}
+            scanner.close()
+
+    uvloop.run(main())
+
+
 def test_over_tcp_a_connection_is_kept_for_the_next_stream() -> None:
     async def main() -> None:
         clamd = Counted()
