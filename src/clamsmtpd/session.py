@@ -592,11 +592,7 @@ class Session:
             return
         if self._debug and effect.before:
             self._trace("SERVER >", effect.before)
-        try:
-            text = self._spool.wire(effect.offset, effect.field)
-        except OSError as error:
-            self._cannot_read(error)
-            return
+        text = self._spool.parts(effect.offset, effect.field)
         self._transmission = Transmission(self._server, chain((effect.before,), text, (effect.after,)))
         self._send_text()
 

@@ -8,16 +8,18 @@ import os
 import secrets
 import string
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar
 
 from clamsmtpd.smtp.body import Unstuffing, unstuff
 
 __all__ = ["MEMORY_MAX", "TOTAL_MEMORY_MAX", "FileRange", "Follower", "Spool"]
 
-#: Octets of a message that stay in memory.
-MEMORY_MAX = 262144
+#: Octets of a message that stay in memory. By measurement: more of them cost less in a file, from which they need not
+#: be read to be sent, and where the kernel has larger pages for them than in a file in memory.
+MEMORY_MAX = 65536
 
-#: Octets of all messages together that stay in memory. With more on their way, each goes to a file at once.
+#: Octets of all messages together that stay in memory. With more on their way, each goes to a file at once. As much
+#: again may be in files in memory, for messages that clamd has now.
 TOTAL_MEMORY_MAX = 64 * 1024 * 1024
 
 #: Octets read from a file at once.
@@ -31,26 +33,33 @@ _LETTERS = string.ascii_letters + string.digits
 # How many names to try before it is not bad luck any more.
 _NAMES = 100
 
+#: Octets that may belong to a buffer in which others will follow.
+Octets = bytes | bytearray | memoryview
 
-class FileRange(NamedTuple):
-    """Octets ``start`` to ``stop`` of an open file: the kernel can send them without our ever seeing them."""
 
-    descriptor: int
-    start: int
-    stop: int
+class FileRange:
+    """Octets ``start`` to ``stop``, at least one, of the open file ``descriptor``, such as for sendfile(2).
 
-    def read(self, octets: int) -> bytes:
-        """Return the first of them, ``octets`` at most. Raises OSError, also when the file is shorter."""
-        octets = min(octets, self.stop - self.start)
-        data = os.pread(self.descriptor, octets, self.start)
-        if len(data) < octets:
-            raise OSError(errno.EIO, "the spool file ended early")
-        return data
+    The file stays the message's, and is open until that is closed.
+    """
 
-    def behind(self, octets: int) -> Self | None:
-        """Return what stands behind the first ``octets`` of them; None if that is nothing."""
-        start = self.start + octets
-        return self._replace(start=start) if start < self.stop else None
+    __slots__ = ("descriptor", "start", "stop")
+
+    def __init__(self, descriptor: int, start: int, stop: int) -> None:
+        self.descriptor = descriptor
+        self.start = start
+        self.stop = stop
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the octets in pieces of at most 256 KiB. Raises OSError."""
+        # By places of its own: the position in the file is shared with clamd.
+        start = self.start
+        while start < self.stop:
+            piece = os.pread(self.descriptor, min(_PIECE, self.stop - start), start)
+            if not piece:
+                raise OSError(errno.EIO, "the spool file ended early")
+            yield piece
+            start += len(piece)
 
 
 class Spool:
@@ -63,6 +72,7 @@ class Spool:
     __slots__ = (
         "_chunks",
         "_directory",
+        "_failed",
         "_fd",
         "_handed_out",
         "_keep",
@@ -70,7 +80,6 @@ class Spool:
         "_on_growth",
         "_path",
         "_plain_fd",
-        "_stored",
         "_stuffed",
         "sealed",
         "size",
@@ -85,6 +94,7 @@ class Spool:
         self._keep = keep
         #: Octets stored so far.
         self.size = 0
+        # The text, as long as it is in memory.
         self._chunks: list[bytes] = []
         # A file with the text as on the wire, once it has become too large for memory.
         self._fd = -1
@@ -92,32 +102,42 @@ class Spool:
         self._plain_fd = -1
         self._path: str | None = None
         self._stuffed = False
-        # Octets that have reached memory or the file.
-        self._stored = 0
+        # Whether some of the text has been lost on its way here.
+        self._failed = False
         #: Whether the text is complete.
         self.sealed = False
         # Whether clamd, which shares it, may have moved the position in the file.
         self._handed_out = False
         self._on_growth: Callable[[], None] | None = None
 
-    def append(self, data: bytes) -> None:
-        """Store the next octets. Raises OSError, such as for a full disk; the spool is then good for nothing."""
+    def append(self, data: Octets) -> None:
+        """Store a copy of the next octets.
+
+        Raises OSError, such as for a full disk; the spool is then good for nothing.
+        """
         start = self.size
-        self.size += len(data)
-        if self._fd >= 0:
-            _write(self._fd, data, start)
-        else:
-            self._chunks.append(data)
+        self.size = size = start + len(data)
+        if self._fd < 0 and size <= MEMORY_MAX and Spool.in_memory + len(data) <= TOTAL_MEMORY_MAX:
+            self._chunks.append(bytes(data))
             Spool.in_memory += len(data)
-            if self.size > MEMORY_MAX or Spool.in_memory > TOTAL_MEMORY_MAX:
-                self._fd = _open_unnamed(self._directory)
-                _write(self._fd, b"".join(self._chunks), 0)
-                self._leave_memory()
-            elif len(self._chunks) > _CHUNKS_MAX:
+            if len(self._chunks) > _CHUNKS_MAX:
                 self._chunks = [b"".join(self._chunks)]
-        self._stored += len(data)
+        else:
+            try:
+                if self._fd < 0:
+                    self._move_to_file(start)
+                _write(self._fd, data, start)
+            except BaseException:
+                self._failed = True
+                raise
         if self._on_growth is not None:
             self._on_growth()
+
+    def _move_to_file(self, size: int) -> None:
+        self._fd = _open_unnamed(self._directory)
+        if size:
+            _write(self._fd, b"".join(self._chunks), 0)
+            self._leave_memory()
 
     def _leave_memory(self) -> None:
         Spool.in_memory -= sum(map(len, self._chunks))
@@ -129,7 +149,7 @@ class Spool:
         Raises OSError when an append failed before: half a message must not get a verdict.
         """
         self._stuffed = stuffed
-        if self._stored != self.size:
+        if self._failed:
             raise OSError(errno.EIO, "the spool file is not whole")
         if len(self._chunks) > 1:
             self._chunks = [b"".join(self._chunks)]
@@ -137,15 +157,33 @@ class Spool:
 
     # ---- for the next hop ---------------------------------------------------------------------
 
-    def wire(self, offset: int, field: bytes) -> Iterator[bytes | FileRange]:
-        """Return the text as on the wire, with ``field`` inserted at octet ``offset``, in pieces. Raises OSError."""
+    def wire(self, offset: int, field: bytes) -> Iterator[bytes]:
+        """Yield the text as on the wire, with ``field`` inserted at octet ``offset``. Raises OSError."""
+        for part in self.parts(offset, field):
+            if isinstance(part, bytes):
+                yield part
+            else:
+                yield from part.pieces()
+
+    def parts(self, offset: int, field: bytes) -> Iterator[bytes | FileRange]:
+        """Yield the same as :meth:`wire`, for whoever can send from a file: what is in one is not read."""
         if self._fd < 0:
             text = b"".join(self._chunks)
-            return filter(None, (text[:offset], field, text[offset:]))
-        head = FileRange(self._fd, 0, offset)
-        # Nearly always, all in front of the field is small enough to go out in one piece with it.
-        first = b"" if not offset else head.read(offset) if offset <= _PIECE else head
-        return filter(None, (first, field, FileRange(self._fd, offset, self.size) if offset < self.size else b""))
+            if before := text[:offset]:
+                yield before
+            if field:
+                yield field
+            if behind := text[offset:]:
+                yield behind
+        else:
+            if offset:
+                head = FileRange(self._fd, 0, offset)
+                # Small as it nearly always is, it goes out in one piece with the field.
+                yield next(head.pieces()) if offset <= _PIECE else head
+            if field:
+                yield field
+            if offset < self.size:
+                yield FileRange(self._fd, offset, self.size)
 
     # ---- for the scanner: the text without stuffed dots ---------------------------------------
 
@@ -166,7 +204,7 @@ class Spool:
     def pieces(self) -> Iterator[bytes]:
         """Yield the text in pieces of at most 256 KiB."""
         if self._fd >= 0:
-            text = _read(self._fd, 0, self.size)
+            text = FileRange(self._fd, 0, self.size).pieces()
             return unstuff(text) if self._stuffed else text
         # In one piece, whatever it was appended or unstuffed in: each piece costs a system call.
         whole = b"".join(unstuff(self._chunks) if self._stuffed else self._chunks)
@@ -311,10 +349,12 @@ class Follower:
         return self._unstuffing.finish() if self.complete else b""
 
 
-def _write(fd: int, data: bytes, start: int) -> None:
+def _write(fd: int, data: Octets, start: int) -> None:
+    """Write all of ``data`` at octet ``start``, without moving the position."""
     written = os.pwrite(fd, data, start)
     while written < len(data):
-        written += os.pwrite(fd, data[written:], start + written)
+        with memoryview(data) as whole:
+            written += os.pwrite(fd, whole[written:], start + written)
 
 
 def _write_all(fd: int, pieces: Iterable[bytes]) -> None:
@@ -322,13 +362,3 @@ def _write_all(fd: int, pieces: Iterable[bytes]) -> None:
     for piece in pieces:
         _write(fd, piece, at)
         at += len(piece)
-
-
-def _read(fd: int, start: int, stop: int) -> Iterator[bytes]:
-    """Yield octets ``start`` to ``stop``, without moving the position: clamd shares it."""
-    while start < stop:
-        piece = os.pread(fd, min(_PIECE, stop - start), start)
-        if not piece:
-            raise OSError(errno.EIO, "the spool file ended early")
-        yield piece
-        start += len(piece)

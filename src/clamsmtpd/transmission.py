@@ -54,12 +54,13 @@ class Transmission:
 
     def _send_from_file(self, wanted: FileRange) -> None:
         if isinstance(self._transport, Connection):
-            sent = self._transport.send_file(*wanted)
+            sent = self._transport.send_file(wanted.descriptor, wanted.start, wanted.stop)
         else:
-            data = wanted.read(WRITE_SIZE)
+            data = next(wanted.pieces())
             self._transport.write(data)
             sent = len(data)
         self.sent += sent
-        self._range = wanted.behind(sent)
+        start = wanted.start + sent
+        self._range = FileRange(wanted.descriptor, start, wanted.stop) if start < wanted.stop else None
         if self._transport.is_closing():
             self.paused = True

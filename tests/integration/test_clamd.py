@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +29,7 @@ KINDS = ("unix", "tcp")
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Clamd]:
     """A clamd with little patience."""
-    settings = (f"StreamMaxLength {STREAM_MAX}", "CommandReadTimeout 1", "MaxQueue 4", "MaxThreads 2")
+    settings = (f"StreamMaxLength {STREAM_MAX}", "CommandReadTimeout 1", "ReadTimeout 1", "MaxQueue 4", "MaxThreads 2")
     with Clamd(*settings) as clamd:
         yield clamd
 
@@ -159,6 +161,170 @@ def test_more_than_its_queue_holds(strict: Clamd, tmp_path: Path, kind: str) -> 
             return await asyncio.gather(*map(scanner.scan, spools))
 
     assert set(uvloop.run(main())) == {Infected(EICAR_NAME)}
+
+
+async def scan_all(scanner: Scanner, spools: list[Spool], *, at_once: int) -> list[Verdict]:
+    """Keep so many scans going until all are done."""
+    verdicts: dict[int, Verdict] = {}
+    left = iter(enumerate(spools))
+
+    async def work() -> None:
+        for number, spool in left:
+            verdicts[number] = await scanner.scan(spool)
+
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    return [verdicts[number] for number in range(len(spools))]
+
+
+def test_many_through_one_session_each_with_its_own_verdict(clamd: Clamd, tmp_path: Path) -> None:
+    """Sizes differ, so that replies come out of order; clean and infected are matched by number."""
+
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            scanner = stack.enter_context(contextlib.closing(Scanner(clamd.unix, time_out=30)))
+            spools, wanted = [], []
+            for number in range(400):
+                padding = PADDING[: (number % 7) ** 2 * 72 * 50] + b"%d\r\n" % number
+                infected = number % 3 == 0
+                text = (padding, EICAR, b"\r\n") if infected else (HARMLESS, padding)
+                spools.append(stack.enter_context(message(tmp_path, *text)))
+                wanted.append(Infected(EICAR_NAME) if infected else Clean())
+            assert await scan_all(scanner, spools, at_once=150) == wanted
+            assert len(scanner._sessions) == 1
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_clamd_that_ends_under_load_gives_no_wrong_verdict(tmp_path: Path, kind: str, end: signal.Signals) -> None:
+    async def main(clamd: Clamd) -> tuple[list[Verdict], list[Verdict]]:
+        with contextlib.ExitStack() as stack:
+            scanner = stack.enter_context(contextlib.closing(Scanner(address_of(clamd, kind), time_out=20)))
+            texts = [(HARMLESS, PADDING[: 72 * (number + 1)], EICAR * (number % 2)) for number in range(300)]
+            spools = [stack.enter_context(message(tmp_path, *text)) for text in texts]
+            scans = asyncio.create_task(scan_all(scanner, spools, at_once=40))
+            await asyncio.sleep(0.05)
+            clamd.send(end)
+            before = await scans
+            clamd.restart()
+            return before, await scan_all(scanner, spools[:50], at_once=20)
+
+    with Clamd() as clamd:
+        before, after = uvloop.run(main(clamd))
+    true = [Clean(), Infected(EICAR_NAME)] * 150
+    assert all(verdict == truth or isinstance(verdict, Unscanned) for verdict, truth in zip(before, true, strict=True))
+    assert any(isinstance(verdict, Unscanned) for verdict in before), "or it ended too late"
+    assert after == true[:50]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reload_under_load_costs_no_verdict(tmp_path: Path, kind: str) -> None:
+    async def main(clamd: Clamd) -> list[Verdict]:
+        with contextlib.ExitStack() as stack:
+            scanner = stack.enter_context(contextlib.closing(Scanner(address_of(clamd, kind), time_out=20)))
+            texts = [(HARMLESS, PADDING[: 72 * (number + 1)], EICAR * (number % 2)) for number in range(600)]
+            spools = [stack.enter_context(message(tmp_path, *text)) for text in texts]
+            scans = asyncio.create_task(scan_all(scanner, spools, at_once=40))
+            await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(clamd.ask, b"RELOAD") == b"RELOADING\0"
+            return await scans
+
+    with Clamd() as clamd:
+        assert uvloop.run(main(clamd)) == [Clean(), Infected(EICAR_NAME)] * 300
+        assert "Reading databases" in clamd.log.read_text()
+
+
+#: A text that this signature takes clamd long to look at: doubled by each further x.
+SLOW = ("slow.ldb", "Slow;Engine:81-255,Target:0;0&1;736c6f77736c6f77;0/(x+x+)+y/\n")
+
+
+def slow(number: int, length: int = 26) -> bytes:
+    return b"slowslow" + b"x" * length + b"zy%d" % number
+
+
+def test_a_scan_that_takes_longer_than_clamd_waits_for_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clamsmtpd.clamd.session.PING_INTERVAL", 1)
+    settings = ("ReadTimeout 2", "PCREMatchLimit 4000000000", "PCRERecMatchLimit 1000000")
+
+    async def main(clamd: Clamd) -> tuple[list[Verdict], float]:
+        with contextlib.ExitStack() as stack:
+            scanner = stack.enter_context(contextlib.closing(Scanner(clamd.unix, time_out=50)))
+            spools = [stack.enter_context(message(tmp_path, slow(0, 26)))]
+            # Replies come all the time; they do not count.
+            spools += [stack.enter_context(message(tmp_path, slow(number, 19), EICAR)) for number in range(1, 60)]
+            began = time.monotonic()
+            scans = [asyncio.create_task(scanner.scan(spool)) for spool in spools]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            (session,) = scanner._sessions
+            verdicts = [await scan for scan in scans]
+            assert scanner._sessions == {session}, "it was not ended"
+            return verdicts, time.monotonic() - began
+
+    with Clamd(*settings, database=dict([SLOW])) as clamd:
+        verdicts, seconds = uvloop.run(main(clamd))
+    assert verdicts == [Clean(), *[Infected(EICAR_NAME)] * 59]
+    assert seconds > 3, "or it was not long enough to say anything"
+
+
+@pytest.mark.parametrize("text", [(), (EICAR, b"\r\n")], ids=["clean", "infected"])
+def test_over_tcp_only_the_scan_remains_at_the_final_dot(clamd: Clamd, tmp_path: Path, text: tuple[bytes, ...]) -> None:
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            scanner = stack.enter_context(contextlib.closing(Scanner(clamd.tcp, time_out=30)))
+            spool = stack.enter_context(contextlib.closing(Spool(str(tmp_path), "clamsmtpd-10002A")))
+            early = scanner.begin(spool)
+            assert early is not None
+            for at in range(0, 5_000_000, 50_000):
+                spool.append((b"%050d" % at).ljust(49_998, b"z") + b"\r\n")
+                await asyncio.sleep(0.001)
+            for piece in text:
+                spool.append(piece)
+            await asyncio.sleep(0.05)
+            assert early._follower.left < 65536, "of the text, clamd has all but the end"
+            spool.seal(stuffed=False)
+            # Nothing of it is read any more, from its beginning at least.
+            stack.enter_context(pytest.MonkeyPatch.context()).setattr(Spool, "pieces", None)
+            verdict = await scanner.scan(spool, early)
+            assert verdict == (Infected(EICAR_NAME) if text else Clean())
+
+    uvloop.run(main())
+
+
+def test_too_large_while_it_comes_in(strict: Clamd, tmp_path: Path) -> None:
+    reason = 'it answered "INSTREAM size limit exceeded. ERROR": the message is larger than StreamMaxLength'
+
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            scanner = stack.enter_context(contextlib.closing(Scanner(strict.tcp, time_out=30)))
+            spool = stack.enter_context(contextlib.closing(Spool(str(tmp_path), "clamsmtpd-10002A")))
+            early = scanner.begin(spool)
+            for _ in range(40):
+                spool.append(b"z" * 50_000)
+                await asyncio.sleep(0.001)
+            spool.seal(stuffed=False)
+            assert await scanner.scan(spool, early) == Unscanned(f"clamd at {strict.tcp}: {reason} in clamd.conf")
+
+    uvloop.run(main())
+
+
+def test_a_client_that_is_slower_than_clamd_waits(strict: Clamd, tmp_path: Path) -> None:
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            scanner = stack.enter_context(contextlib.closing(Scanner(strict.tcp, time_out=30)))
+            spool = stack.enter_context(contextlib.closing(Spool(str(tmp_path), "clamsmtpd-10002A")))
+            early = scanner.begin(spool)
+            spool.append(b"z" * 100_000)
+            await asyncio.sleep(3)
+            assert not scanner._sessions, "clamd has given it up"
+            spool.append(EICAR)
+            spool.seal(stuffed=False)
+            assert await scanner.scan(spool, early) == Infected(EICAR_NAME)
+
+    uvloop.run(main())
 
 
 def test_a_clamd_that_was_stopped(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -66,19 +67,37 @@ class Clamd:
             *(["User root"] if os.geteuid() == 0 else []),
             *settings,
         ]
-        configuration = self.folder / "clamd.conf"
-        configuration.write_text("\n".join(lines) + "\n")
-        self._program = Program(["clamd", f"--config-file={configuration}"], output=self.folder / "output")
-        self.pid = self._program.pid
+        self._configuration = self.folder / "clamd.conf"
+        self._configuration.write_text("\n".join(lines) + "\n")
+        self._program = self._start()
+
+    @property
+    def pid(self) -> int:
+        """The process that runs now."""
+        return self._program.pid
+
+    def _start(self) -> Program:
+        program = Program(["clamd", f"--config-file={self._configuration}"], output=self.folder / "output")
         try:
-            self._program.wait_until(
+            program.wait_until(
                 lambda: accepts(self.unix.path) and accepts(("127.0.0.1", self.tcp.port)),
                 "clamd to accept connections",
                 seconds=50,
             )
         except BaseException:
-            self.stop()
+            program.stop()
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise
+        return program
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, and do not wait."""
+        self._program.send(number)
+
+    def restart(self) -> None:
+        """End it, if it has not ended, and start it again at the same addresses."""
+        self._program.stop()
+        self._program = self._start()
 
     @staticmethod
     def _write_database(folder: Path) -> None:

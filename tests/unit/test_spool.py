@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import re
+import socket
 import stat
 import tracemalloc
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clamsmtpd.spool import MEMORY_MAX, Spool
+from clamsmtpd.spool import MEMORY_MAX, FileRange, Spool
 
 LARGE = MEMORY_MAX + 1
 FIELD = b"X-Virus-Scanned: yes\r\n"
@@ -169,6 +171,147 @@ def test_reading_the_wire_leaves_the_scanner_where_it_is(tmp_path: Path) -> None
     b"".join(spool.wire(100, FIELD))
     assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0
     spool.close()
+
+
+@pytest.mark.parametrize("offset", [0, 1, LARGE - 1, LARGE])
+def test_what_is_in_a_file_is_sent_from_there(tmp_path: Path, offset: int) -> None:
+    text = (bytes(range(256)) * 300)[:LARGE]
+    spool = stored(tmp_path, text)
+    sent = []
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        for part in spool.parts(offset, FIELD):
+            if isinstance(part, FileRange):
+                at = part.start
+                assert at < part.stop
+                while at < part.stop:
+                    count = os.sendfile(ours.fileno(), part.descriptor, at, part.stop - at)
+                    at += count
+                    sent.append(b"".join(iter(lambda: received(theirs), b"")))
+            else:
+                sent.append(part)
+    assert b"".join(sent) == text[:offset] + FIELD + text[offset:]
+    assert whole(spool.descriptor()) == text, "clamd finds it at its start"
+    spool.close()
+
+
+def received(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(65536)
+    except BlockingIOError:
+        return b""
+
+
+def test_what_is_in_memory_is_octets(tmp_path: Path) -> None:
+    spool = stored(tmp_path, b"one", b"two")
+    assert list(spool.parts(3, FIELD)) == [b"one", FIELD, b"two"]
+    assert list(spool.parts(0, b"")) == [b"onetwo"]
+    assert list(spool.parts(6, b"")) == [b"onetwo"]
+    spool.close()
+
+
+@pytest.mark.parametrize("size", [1000, 100_000], ids=["in memory", "in a file"])
+def test_what_is_stored_is_not_the_buffer_that_it_came_in(tmp_path: Path, size: int) -> None:
+    buffer = bytearray(b"a" * 262144)
+    spool = Spool(str(tmp_path), "x")
+    text = b""
+    for letter in (b"a", b"b", b"c"):
+        buffer[:size] = letter * size
+        with memoryview(buffer) as view, view[:size] as part:
+            spool.append(part)
+        text += letter * size
+    spool.append(bytearray(b"end"))
+    buffer[:] = b"x" * len(buffer)
+    buffer.clear()
+    spool.seal(stuffed=False)
+    assert b"".join(spool.wire(0, b"")) == text + b"end"
+    assert whole(spool.descriptor()) == text + b"end"
+    spool.close()
+
+
+# ---- all messages together -----------------------------------------------------------------------
+
+
+def test_memory_of_all_messages_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clamsmtpd.spool.TOTAL_MEMORY_MAX", 2500)
+    first, second, third = (Spool(str(tmp_path), "x") for _ in range(3))
+    in_memory = []
+    for spool in (first, second, third):
+        spool.append(b"x" * 1000)
+        in_memory.append(Spool.in_memory)
+    third.seal(stuffed=False)
+    (part,) = third.parts(0, b"")
+    assert not isinstance(part, bytes), "there was no room for it"
+    second.append(b"y" * 501)
+    in_memory.append(Spool.in_memory)
+    second.seal(stuffed=False)
+    assert b"".join(second.wire(0, b"")) == b"x" * 1000 + b"y" * 501
+    first.append(b"z" * 1500)
+    in_memory.append(Spool.in_memory)
+    for spool in (first, second, third):
+        spool.close()
+        spool.close()
+        in_memory.append(Spool.in_memory)
+    # The second is in a file as a whole as soon as there is no room for all of it.
+    assert in_memory == [1000, 2000, 2000, 1000, 2500, 0, 0, 0]
+
+
+def test_memory_of_a_message_that_failed_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(str(tmp_path), "x")
+    spool.append(b"x" * 1000)
+
+    def full(*_: object) -> int:
+        raise fails(errno.ENOSPC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clamsmtpd.spool.os.pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            spool.append(b"x" * LARGE)
+    spool.close()
+    assert Spool.in_memory == 0
+
+
+# ---- a text that grows ---------------------------------------------------------------------------
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=st.lists(
+        st.one_of(
+            st.lists(st.sampled_from([b"a", b".", b"\r", b"\n", b"\r\n", b"\r\n."]), max_size=6).map(b"".join),
+            st.just(b"x" * 40_000 + b"\r\n"),
+        )
+    ),
+    reads=st.lists(st.booleans()),
+)
+def test_a_follower_reads_the_same_whenever_it_reads(tmp_path: Path, pieces: list[bytes], reads: list[bool]) -> None:
+    growth = []
+    with contextlib.closing(Spool(str(tmp_path), "x")) as spool:
+        follower = spool.follow(lambda: growth.append(spool.size))
+        read = b""
+        for number, piece in enumerate(pieces):
+            spool.append(piece)
+            if number < len(reads) and reads[number]:
+                read += follower.read()
+        complete = [follower.complete]
+        spool.seal(stuffed=True)
+        complete.append(follower.complete)
+        while piece := follower.read():
+            read += piece
+        assert complete == [False, True]
+        assert follower.left == 0
+        assert read == unstuffed(b"".join(pieces))
+    assert len(growth) == len(pieces)
+
+
+def test_a_follower_of_a_file_that_shrinks(tmp_path: Path) -> None:
+    with contextlib.closing(Spool(str(tmp_path), "x")) as spool:
+        follower = spool.follow(lambda: None)
+        spool.append(b"x" * LARGE)
+        os.ftruncate(spool._fd, 0)
+        with pytest.raises(OSError, match="ended early"):
+            follower.read()
 
 
 # ---- stuffed dots --------------------------------------------------------------------------------

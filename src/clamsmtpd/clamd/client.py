@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Protocol
 
 from clamsmtpd.clamd.connecting import ClamdError, connect
+from clamsmtpd.clamd.early import EarlyScan, Followed
 from clamsmtpd.clamd.protocol import (
     FILDES,
     FILDES_SUBJECT,
@@ -23,38 +24,20 @@ from clamsmtpd.clamd.session import Answer, ClamdSession, Lost
 from clamsmtpd.clamd.stream import Stream
 from clamsmtpd.values import Address, Clean, UnixAddress, Unscanned, Verdict
 
-__all__ = ["EARLY_MIN", "KEPT_MAX", "EarlyScan", "Follower", "Scannable", "Scanner"]
+__all__ = ["EARLY_MAX", "KEPT_MAX", "EarlyScan", "Scannable", "Scanner"]
 
 _log = logging.getLogger("clamsmtpd")
-
-#: Octets of a message after which clamd gets it while it still comes in, where it is streamed. A small one
-#: is sent in one go when it is whole, which costs less.
-EARLY_MIN = 65536
 
 #: Connections for streams that are kept. clamd takes no more connections at once than MaxQueue (clamd.conf(5), 100 by
 #: default), whether something is asked in them or not, and leaves the others waiting.
 KEPT_MAX = 8
 
-# Octets worth waking up for, while more are to come.
-_WORTHWHILE = 32768
+#: Messages that are streamed at once while they come in. Each holds a connection for as long as its client pleases:
+#: with one for each, some slow clients would keep those messages from being scanned that are whole.
+EARLY_MAX = 8
 
 
-class Follower(Protocol):
-    """Reads a text while it grows, without the dots that SMTP stuffs in."""
-
-    @property
-    def left(self) -> int:
-        """Octets that are there and have not been read; with stuffed dots there may be some less."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether no more will come."""
-
-    def read(self) -> bytes:
-        """Return the next octets, not too many at once; none if there are none. Raises OSError."""
-
-
-class Scannable(Protocol):
+class Scannable(Followed, Protocol):
     """A message that can be scanned: its text without the dots that SMTP stuffs in."""
 
     def descriptor(self) -> int:
@@ -65,9 +48,6 @@ class Scannable(Protocol):
 
     def path(self) -> str:
         """Return the name of a file with the text, which clamd may be able to open."""
-
-    def follow(self, on_growth: Callable[[], None]) -> Follower:
-        """Return a reader of a text that still grows, from its start; ``on_growth`` is called whenever it has."""
 
 
 class Scanner:
@@ -86,8 +66,12 @@ class Scanner:
         # What this clamd has been found not to know.
         self._has_sessions = True
         self._passes_descriptors = True
-        # Sessions in which a request can be made now: for descriptors one at most, which serves all.
+        # The session that all scans by descriptor or path share, and the making of it.
+        self._shared: ClamdSession | None = None
+        self._connecting: asyncio.Task[ClamdSession | ClamdError] | None = None
+        # Sessions in which nothing is streamed now.
         self._free: list[ClamdSession] = []
+        self._early: set[asyncio.Task[Verdict | None]] = set()
         self._sessions: set[ClamdSession] = set()
 
     async def scan(self, message: Scannable, early: EarlyScan | None = None) -> Verdict:
@@ -109,10 +93,12 @@ class Scanner:
 
     def begin(self, message: Scannable) -> EarlyScan | None:
         """Have a message scanned that still comes in, if it becomes large, and if that saves time in the end."""
-        return EarlyScan(message, self._stream_early) if self._streams else None
+        return EarlyScan(message, self._start_early) if self._streams else None
 
     def close(self) -> None:
-        """Close the connections that are kept between scans."""
+        """Close the connections that are kept between scans; none may be under way any more."""
+        if self._connecting is not None:
+            self._connecting.cancel()
         for session in list(self._sessions):
             session.close()
 
@@ -137,10 +123,10 @@ class Scanner:
         Raises ClamdError.
         """
         if self._has_sessions:
-            if self._free and not self._free[0].usable:
-                # It is late with an answer. Those that wait for one go on waiting.
-                self._free.clear()
-            session = self._free[0] if self._free else await self._open_shared()
+            session = self._shared
+            if session is None or not session.usable:
+                # If it is late with an answer, those that wait for one go on waiting.
+                session = await self._share()
             answer = await session.ask(command, descriptor() if descriptor else -1)
             if not self._try_again(answer):
                 return answer
@@ -151,14 +137,25 @@ class Scanner:
         finally:
             session.close()
 
-    async def _open_shared(self) -> ClamdSession:
-        session = await self._open(kept=True)
-        if self._free:
-            # Somebody else was faster while clamd's queue was full.
-            session.close()
-        else:
-            self._free.append(session)
-        return self._free[0]
+    async def _share(self) -> ClamdSession:
+        """Return a session that takes requests, the same for all that wait for one. Raises ClamdError."""
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._open_shared())
+        # Whoever is cancelled leaves it to the others.
+        session = await asyncio.shield(self._connecting)
+        if isinstance(session, ClamdError):
+            raise session
+        return session
+
+    async def _open_shared(self) -> ClamdSession | ClamdError:
+        # An exception would be complained of if nobody waits any more.
+        try:
+            self._shared = await self._open(kept=True)
+        except ClamdError as error:
+            return error
+        finally:
+            self._connecting = None
+        return self._shared
 
     # ---- by stream ----------------------------------------------------------------------------
 
@@ -174,6 +171,14 @@ class Scanner:
         answer, whole = await self._stream(lambda stream: stream.scan(message.pieces()), kept=False)
         return _judge_stream(answer, whole=whole)
 
+    def _start_early(self, pieces: AsyncIterator[bytes]) -> asyncio.Task[Verdict | None] | None:
+        if len(self._early) >= EARLY_MAX:
+            return None
+        task = asyncio.get_running_loop().create_task(self._stream_early(pieces))
+        self._early.add(task)
+        task.add_done_callback(self._early.discard)
+        return task
+
     async def _stream_early(self, pieces: AsyncIterator[bytes]) -> Verdict | None:
         """Return the verdict on a text that is sent as it comes; None if that came to nothing."""
         try:
@@ -181,13 +186,16 @@ class Scanner:
         except (ClamdError, OSError):
             # Whatever it was, whoever tries again with the whole message will be told.
             return None
-        return None if isinstance(answer, Lost) else _judge_stream(answer, whole=whole)
+        if isinstance(answer, Lost) and not (whole and answer.timed_out):
+            return None
+        verdict = _judge(answer, STREAM_SUBJECT)
+        return verdict if whole or not isinstance(verdict, Clean) else None
 
     async def _stream(
         self, scan: Callable[[Stream], Coroutine[object, object, Answer]], *, kept: bool
     ) -> tuple[Answer, bool]:
         """Return the answer to a stream, and whether all of it had been sent. Raises ClamdError."""
-        session = self._free.pop() if self._free and kept else await self._open(kept=kept and self._may_keep())
+        session = await self._open_or_take(kept=kept)
         stream = Stream(session, self._time_out)
         answered = False
         try:
@@ -200,6 +208,21 @@ class Scanner:
                 session.close()
         return answer, stream.whole
 
+    async def _open_or_take(self, *, kept: bool) -> ClamdSession:
+        """Return a session in which nothing is streamed; a new one if it is not to be ``kept``. Raises ClamdError."""
+        if not kept:
+            # One was lost, and so the others may be. If not, clamd may have no place for another beside them.
+            for session in tuple(self._free):
+                session.close()
+            return await self._open(kept=False)
+        if not self._free:
+            session = await self._open(kept=len(self._sessions) < KEPT_MAX)
+            if not self._free:
+                return session
+            # Meanwhile somebody has done with one. clamd may not take this as long as that is there.
+            session.close()
+        return self._free.pop()
+
     # ---- connections --------------------------------------------------------------------------
 
     async def _open(self, *, kept: bool) -> ClamdSession:
@@ -211,13 +234,16 @@ class Scanner:
     def _may_keep(self) -> bool:
         """Tell whether a connection may be kept for streams.
 
-        Not as long as there are many: those that clamd has not taken yet would wait for it to be given up.
+        Not as long as there are many, or one from which nothing has been heard: if clamd has not taken it yet, it waits
+        for another to be given up.
         """
-        return len(self._sessions) <= KEPT_MAX
+        return len(self._sessions) <= KEPT_MAX and all(session.heard for session in self._sessions)
 
     def _on_ended(self, session: ClamdSession) -> None:
         self._sessions.discard(session)
-        if session in self._free:
+        if session is self._shared:
+            self._shared = None
+        elif session in self._free:
             self._free.remove(session)
 
     def _try_again(self, answer: Answer) -> bool:
@@ -227,55 +253,6 @@ class Scanner:
         if is_unknown_command(answer.strange):
             self._has_sessions = False
         return True
-
-
-class EarlyScan:
-    """The scan of a message that still comes in. It begins when there is enough of it; ``stream`` is who does it."""
-
-    __slots__ = ("_follower", "_growth", "_stream", "_taken", "_task")
-
-    def __init__(
-        self, message: Scannable, stream: Callable[[AsyncIterator[bytes]], Coroutine[object, object, Verdict | None]]
-    ) -> None:
-        self._stream = stream
-        self._task: asyncio.Task[Verdict | None] | None = None
-        self._growth: asyncio.Future[None] | None = None
-        self._taken = False
-        self._follower = message.follow(self._on_growth)
-
-    def take(self) -> asyncio.Task[Verdict | None] | None:
-        """Return what becomes the verdict on the message, which is complete; None if nothing has begun."""
-        self._taken = True
-        self._on_growth()
-        return self._task
-
-    def cancel(self) -> None:
-        """Give it up: there is no message any more."""
-        self._taken = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def _on_growth(self) -> None:
-        if self._growth is not None:
-            if not self._growth.done() and (self._follower.complete or self._follower.left >= _WORTHWHILE):
-                self._growth.set_result(None)
-        elif self._task is None and not self._taken and self._follower.left >= EARLY_MIN:
-            self._task = asyncio.get_running_loop().create_task(self._stream(self._pieces()))
-
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        follower = self._follower
-        while True:
-            complete = follower.complete
-            if piece := follower.read():
-                yield piece
-                # Others wait too.
-                await asyncio.sleep(0)
-            elif complete:
-                return
-            else:
-                self._growth = asyncio.get_running_loop().create_future()
-                await self._growth
-                self._growth = None
 
 
 def _names(path: str) -> tuple[str, str]:

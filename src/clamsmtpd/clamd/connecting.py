@@ -13,8 +13,8 @@ from clamsmtpd.values import Address, TcpAddress, UnixAddress
 
 __all__ = ["ClamdError", "connect"]
 
-#: Seconds between two tries when clamd's listen queue is full.
-_RETRY = 0.02
+# Seconds between two tries when clamd's listen queue is full, at first and at most: many may be trying.
+_RETRY_FIRST, _RETRY_LAST = 0.02, 0.25
 
 
 class ClamdError(Exception):
@@ -34,13 +34,15 @@ async def connect(address: Address, time_out: float) -> socket.socket:
 async def _connect_locally(address: UnixAddress, time_out: float) -> socket.socket:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + time_out
+    pause = _RETRY_FIRST
     sock = _open_socket(socket.AF_UNIX)
     try:
         # For a unix socket, EAGAIN is no connection under way but a full queue (connect(2)).
         while (code := sock.connect_ex(address.path)) == errno.EAGAIN:
-            if loop.time() >= deadline:
+            if (left := deadline - loop.time()) <= 0:
                 raise ClamdError("it accepts no connections, and its queue of them is full")
-            await asyncio.sleep(_RETRY)
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, _RETRY_LAST)
         if code:
             raise ClamdError(os.strerror(code))
     except BaseException as error:

@@ -69,7 +69,7 @@ _UNKNOWN = frozenset(
 # Errors of clamd that do not say what is to be done about them.
 _HINTS = {
     b"INSTREAM size limit exceeded. ERROR": "the message is larger than StreamMaxLength in clamd.conf",
-    b"COMMAND READ TIMED OUT": "CommandReadTimeout in clamd.conf is too short, or it has too much to do",
+    b"COMMAND READ TIMED OUT": "CommandReadTimeout or ReadTimeout in clamd.conf is too short, or it has too much to do",
 }
 
 

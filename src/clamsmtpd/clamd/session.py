@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from clamsmtpd.clamd.protocol import IDSESSION, PING, Replies
 
-__all__ = ["IDLE_LIMIT", "PING_INTERVAL", "ClamdSession", "Lost", "why"]
+__all__ = ["IDLE_LIMIT", "OWED_MAX", "PING_INTERVAL", "Answer", "ClamdSession", "Lost", "why"]
 
 #: Seconds after which a session is ended in which nothing is asked any more. clamd ends it itself after
-#: IdleTimeout (clamd.conf(5), 30 seconds by default), and might do so in the moment of the next request.
+#: ReadTimeout (clamd.conf(5), 120 seconds by default), and might do so in the moment of the next request.
 IDLE_LIMIT = 10.0
 
-#: Seconds of silence in which replies are owed, after which clamd is asked to say something. Without that, IdleTimeout
-#: ends a session in the midst of a long scan, and all its scans are lost.
-PING_INTERVAL = 5.0
+#: Seconds in which nothing was asked and replies are owed, after which clamd is asked to say something. It ends a
+#: session in which it gets no command for ReadTimeout (so does version 1.4; the manual does not tell which limit it
+#: takes for this), also in the midst of scans, and although it goes on giving replies; all other scans are then lost.
+PING_INTERVAL = 2.0
 
-_RECEIVE = 65536
+#: Replies that may be owed at once. clamd takes MaxQueue requests (100 by default) and then reads no more, so that
+#: further ones would only wait in the connection: with descriptors that count as ours (RLIMIT_NOFILE, unix(7)), and
+#: scanned even if their messages are given up meanwhile.
+OWED_MAX = 100
+
+# Seconds after which a request is tried again that the system, and not the connection, did not take.
+_RETRY = 0.05
+
+# The connection is full, or as many descriptors are under way, on this connection or others, as a process may have.
+_NOT_NOW = frozenset({errno.EAGAIN, errno.ETOOMANYREFS})
+
+# Some hundred replies.
+_RECEIVE = 8192
 
 _pack_descriptor = struct.Struct("i").pack
 
@@ -44,12 +58,16 @@ class Lost:
 Answer = bytes | Lost
 
 
-@dataclass(slots=True)
 class _Request:
-    command: bytes
-    descriptor: int
-    answer: asyncio.Future[Answer]
-    deadline: float
+    """What clamd is asked, and what becomes its answer, which is given up by whoever cancels it."""
+
+    __slots__ = ("answer", "command", "deadline", "descriptor")
+
+    def __init__(self, command: bytes, descriptor: int, answer: asyncio.Future[Answer], deadline: float) -> None:
+        self.command = command
+        self.descriptor = descriptor
+        self.answer = answer
+        self.deadline = deadline
 
 
 class ClamdSession:
@@ -60,11 +78,13 @@ class ClamdSession:
     """
 
     __slots__ = (
-        "_active",
+        "_asked",
+        "_blocked",
         "_ended",
         "_kept",
         "_last_number",
         "_loop",
+        "_lost",
         "_open",
         "_opening",
         "_owed",
@@ -73,6 +93,8 @@ class ClamdSession:
         "_time_out",
         "_timer",
         "_waiting",
+        "_wakes",
+        "heard",
         "socket",
         "usable",
     )
@@ -83,6 +105,8 @@ class ClamdSession:
         self.socket = sock
         #: Whether another request may be made.
         self.usable = True
+        #: Whether clamd has ever said something, and so has taken the connection.
+        self.heard = False
         self._kept = kept
         self._time_out = time_out
         self._ended = ended
@@ -90,29 +114,44 @@ class ClamdSession:
         self._replies = Replies(numbered=kept)
         self._opening = IDSESSION if kept else b""
         self._last_number = 0
-        # By number; None for a PING.
+        # By number, which is also the order in which they were asked; None for a PING.
         self._owed: dict[int, _Request | None] = {}
-        # Requests that the connection does not take yet.
+        # Requests that are still to be sent.
         self._waiting: deque[_Request] = deque()
+        # Whether the connection takes nothing now; somebody calls when that changes.
+        self._blocked = False
         # The request whose text is going out: whatever else were sent would be taken for a part of it.
         self._streaming: _Request | None = None
         self._open = True
-        self._active = self._loop.time()
+        # What is answered when it is not.
+        self._lost = Lost("")
+        # When clamd got the last command. Its clock counts from there, whatever it says itself.
+        self._asked = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
-        self._loop.add_reader(sock, self._on_readable)
+        self._wakes = math.inf
+        self._loop.add_reader(sock, self._read)
+
+    # ---- requests -----------------------------------------------------------------------------
 
     def ask(self, command: bytes, descriptor: int = -1) -> asyncio.Future[Answer]:
-        """Send a request, with an open file if one is given; return what becomes the text of its reply, or Lost."""
-        now = self._active = self._loop.time()
-        request = _Request(command, descriptor, self._loop.create_future(), now + self._time_out)
-        self.usable = self._kept
-        self._watch(request)
-        if self._waiting:
+        """Send a request, with an open file if one is given; return what becomes the text of its reply, or Lost.
+
+        Cancel it to give it up. The file must stay open until then.
+        """
+        now = self._loop.time()
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        request = _Request(command, descriptor, answer, now + self._time_out)
+        if not self._open:
+            answer.set_result(self._lost)
+            return answer
+        if not self._kept:
+            self.usable = False
+        # Nobody overtakes those that wait.
+        if self._waiting or len(self._owed) >= OWED_MAX or not self._send(request):
             self._waiting.append(request)
-        elif not self._send(request):
-            self._waiting.append(request)
-            self._loop.add_writer(self.socket, self._on_writable)
-        return request.answer
+        if self._open:
+            self._wake_by(min(request.deadline, now + PING_INTERVAL))
+        return answer
 
     def begin(self, command: bytes) -> tuple[bytes, asyncio.Future[Answer]]:
         """Prepare a request that the caller sends on :attr:`socket`, with the text that belongs to it.
@@ -122,18 +161,26 @@ class ClamdSession:
         """
         request = self._streaming = _Request(command, -1, self._loop.create_future(), math.inf)
         self.usable = False
-        self._number(request)
+        if self._open:
+            self._number(request)
+        else:
+            request.answer.set_result(self._lost)
         octets, self._opening = self._opening + command, b""
         return octets, request.answer
 
     def finish(self) -> None:
-        """Learn that all of the text has been sent: from now on the time runs."""
+        """Learn that no more of the text is sent: from now on the time runs."""
         request, self._streaming = self._streaming, None
         if request is not None and self._open:
-            self._active = self._loop.time()
-            request.deadline = self._active + self._time_out
+            self._asked = self._loop.time()
+            request.deadline = self._asked + self._time_out
             self.usable = self._kept
-            self._watch(request)
+            self._wake_by(min(request.deadline, self._asked + PING_INTERVAL))
+
+    def hear_out(self) -> None:
+        """Learn that clamd takes nothing more. What it said before is still to be read, and tells best why."""
+        self.usable = False
+        self._loop.call_soon(self._read_all)
 
     def close(self) -> None:
         """End it now."""
@@ -144,60 +191,105 @@ class ClamdSession:
         self._owed[self._last_number] = request
 
     def _send(self, request: _Request | None) -> bool:
-        """Send a request, or a PING for None; false if the connection does not take it now."""
-        octets = self._opening + (request.command if request is not None else PING)
+        """Send a request, or a PING for None; false if it cannot be sent now."""
+        if self._blocked:
+            return False
+        octets = request.command if request is not None else PING
+        if self._opening:
+            octets = self._opening + octets
         try:
             if request is not None and request.descriptor >= 0:
-                # All in one: the descriptor belongs to the octets that it comes with. A connection of this kind takes
-                # so few octets whole or not at all.
+                # All in one: the descriptor belongs to the octets that it comes with.
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _pack_descriptor(request.descriptor))
-                self.socket.sendmsg((octets,), (rights,))
+                sent = self.socket.sendmsg((octets,), (rights,))
             else:
-                self.socket.send(octets)
-        except BlockingIOError:
-            return False
-        except (BrokenPipeError, ConnectionResetError):
-            # What clamd said before it closed is still there to be read.
-            self.usable = False
+                sent = self.socket.send(octets)
         except OSError as error:
+            if error.errno in _NOT_NOW:
+                if request is not None:
+                    self._wait(error.errno)
+                return False
             self._number(request)
-            self._end(why(error))
+            if isinstance(error, BrokenPipeError | ConnectionResetError):
+                self.hear_out()
+            else:
+                self._end(why(error))
             return True
         self._opening = b""
         self._number(request)
+        self._asked = self._loop.time()
+        if sent < len(octets):
+            # No kind of connection does so with so few octets. The rest could be sent later, with all others waiting.
+            self._end("it took only a part of a request")
         return True
 
-    def _on_writable(self) -> None:
-        while self._waiting:
-            # Its message may be gone, and the descriptor with it.
-            if not self._waiting[0].answer.done() and not self._send(self._waiting[0]):
-                return
-            if self._waiting:
-                self._waiting.popleft()
+    def _wait(self, code: int) -> None:
+        self._blocked = True
+        if code == errno.ETOOMANYREFS:
+            self._loop.call_later(_RETRY, self._on_unblocked)
+        else:
+            self._loop.add_writer(self.socket, self._on_unblocked)
+
+    def _on_unblocked(self) -> None:
         if self._open:
             self._loop.remove_writer(self.socket)
+            self._blocked = False
+            self._send_waiting()
 
-    def _on_readable(self) -> None:
+    def _send_waiting(self) -> None:
+        waiting = self._waiting
+        while waiting and len(self._owed) < OWED_MAX:
+            # Its message may be gone, and the number of its descriptor be somebody else's.
+            if not waiting[0].answer.done() and not self._send(waiting[0]):
+                return
+            # None are left when the session has ended by this.
+            if waiting:
+                waiting.popleft()
+
+    # ---- replies ------------------------------------------------------------------------------
+
+    def _read_all(self) -> None:
+        while self._open and self._read():
+            pass
+
+    def _read(self) -> bool:
+        """Take what has come; false if there is nothing, or the end."""
         try:
             data = self.socket.recv(_RECEIVE)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self._end(why(error))
-            return
+            return False
         if not data:
             self._end(self._replies.eof())
-            return
-        self._active = self._loop.time()
+            return False
+        self.heard = True
         replies = self._replies
         found = replies.feed(data)
         if replies.fault and not self._kept:
             self._end(replies.fault)
-            return
+            return False
+        self._hand_out(found)
+        if replies.fault:
+            self._end(replies.fault)
+        elif not self.usable and self._streaming is None and not any(self._awaited()):
+            self.close()
+        elif self._waiting:
+            self._send_waiting()
+        return True
+
+    def _hand_out(self, found: list[tuple[int, bytes]]) -> None:
         owed = self._owed
+        if len(found) > 1:
+            # Before any counts: who says one thing that nobody asked for may have mixed up all of them.
+            numbers = {number for number, _ in found}
+            if len(numbers) < len(found) or not numbers <= owed.keys():
+                self._end("it gave a reply that nobody asked for")
+                return
         for number, reply in found:
             if number not in owed:
-                self._end(f"it gave a reply with the number {number}, which nobody asked for")
+                self._end("it gave a reply that nobody asked for")
                 return
             request = owed.pop(number)
             if request is None:
@@ -207,14 +299,12 @@ class ClamdSession:
                 self._streaming = None
             if not request.answer.done():
                 request.answer.set_result(reply)
-        if replies.fault:
-            self._end(replies.fault)
-        elif not self.usable and not self._streaming and not self._is_awaited():
-            self.close()
 
-    def _is_awaited(self) -> bool:
-        requests = (*self._owed.values(), *self._waiting)
-        return any(request is not None and not request.answer.done() for request in requests)
+    def _awaited(self) -> Iterator[_Request]:
+        """Yield the requests whose answers somebody waits for."""
+        for request in (*self._owed.values(), *self._waiting):
+            if request is not None and not request.answer.done():
+                yield request
 
     def _end(self, reason: str) -> None:
         if not self._open:
@@ -227,10 +317,9 @@ class ClamdSession:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        lost = Lost(reason, strange=self._replies.strange)
-        for request in (*self._owed.values(), *self._waiting):
-            if request is not None and not request.answer.done():
-                request.answer.set_result(lost)
+        self._lost = Lost(reason, strange=self._replies.strange)
+        for request in self._awaited():
+            request.answer.set_result(self._lost)
         self._owed.clear()
         self._waiting.clear()
         self._streaming = None
@@ -238,46 +327,47 @@ class ClamdSession:
 
     # ---- time ---------------------------------------------------------------------------------
 
-    def _watch(self, request: _Request) -> None:
+    def _wake_by(self, when: float) -> None:
         # One that rings early looks who is awaited and goes back to sleep: to set it anew with each request would
         # cost more.
-        when = min(request.deadline, self._active + PING_INTERVAL)
-        if self._timer is None or self._timer.when() > when:
-            self._set_timer(when)
-
-    def _set_timer(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._on_timer)
+        if when < self._wakes:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._wakes = when
+            self._timer = self._loop.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
         """Give up what has waited too long, and set the clock for what comes next."""
-        self._timer = None
+        self._timer, self._wakes = None, math.inf
+        # libuv calls once for a connection with an error, such as a reset, and then never again: if there was a reply
+        # to be read in front of the error, nobody has told us of that.
+        self._read_all()
+        if not self._open:
+            return
         now = self._loop.time()
-        awaited = [request for request in (*self._owed.values(), *self._waiting) if request is not None]
-        late = [request for request in awaited if request.deadline <= now]
+        late = [request for request in self._awaited() if request.deadline <= now]
         if late:
             # What is late may still come, but whoever asks next is better off elsewhere.
             self.usable = False
             lost = Lost(f"no answer within {self._time_out:g} seconds", timed_out=True)
             for request in late:
-                if not request.answer.done():
-                    request.answer.set_result(lost)
-            if not self._is_awaited():
-                self.close()
-                return
-        if self._streaming is not None:
-            return
-        if awaited:
-            left = [request.deadline for request in awaited if request.deadline > now]
-            if self._kept and now - self._active >= PING_INTERVAL and not self._waiting and self._send(None):
-                self._active = now
+                request.answer.set_result(lost)
+        awaited = list(self._awaited())
+        if not awaited and not self.usable:
+            self.close()
+        elif self._streaming is not None:
+            # Whoever sends it has a clock of its own.
+            pass
+        elif awaited:
+            if self._kept and now - self._asked >= PING_INTERVAL and not self._send(None):
+                # It reads nothing, and so waits for no command either.
+                self._asked = now
             if self._open:
-                self._set_timer(min((*left, max(self._active, now - PING_INTERVAL / 2) + PING_INTERVAL)))
-        elif now - self._active >= IDLE_LIMIT:
+                self._wake_by(min(*(request.deadline for request in awaited), self._asked + PING_INTERVAL))
+        elif now - self._asked >= IDLE_LIMIT:
             self.close()
         else:
-            self._set_timer(self._active + IDLE_LIMIT)
+            self._wake_by(self._asked + IDLE_LIMIT)
 
 
 def why(error: OSError) -> str:

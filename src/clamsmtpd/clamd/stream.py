@@ -41,13 +41,15 @@ class Stream:
         """Send a text as it comes; return clamd's reply. Raises what ``pieces`` raises."""
         async for piece in pieces:
             if piece and not await self._send((chunk_header(len(piece)), piece)):
-                return await self._answer
-        return await self._finish((STREAM_END,))
+                break
+        else:
+            return await self._finish((STREAM_END,))
+        self._session.finish()
+        return await self._answer
 
     async def _finish(self, buffers: Sequence[bytes]) -> Answer:
         self.whole = await self._send(buffers)
-        if self.whole:
-            self._session.finish()
+        self._session.finish()
         return await self._answer
 
     async def _send(self, buffers: Sequence[bytes]) -> bool:
@@ -64,7 +66,7 @@ class Stream:
                 await self._wait()
                 continue
             except OSError:
-                # What clamd said before it closed is still there to be read.
+                self._session.hear_out()
                 return False
             while left and sent >= len(left[0]):
                 sent -= len(left.pop(0))

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import pytest
 import uvloop
 
-from clamsmtpd.clamd.client import Follower, Scanner
+from clamsmtpd.clamd.client import KEPT_MAX, Scanner
+from clamsmtpd.clamd.early import Follower
 from clamsmtpd.values import Address, Clean, Infected, TcpAddress, UnixAddress, Unscanned, Verdict
 
 _Result = TypeVar("_Result")
@@ -608,6 +609,219 @@ def test_a_host_that_does_not_answer(run: Run[None]) -> None:
             assert verdict == Unscanned(f"clamd at {address}: no connection within 0.25 seconds")
 
     run(main())
+
+
+# ---- connections that are kept -------------------------------------------------------------------
+
+
+class Counted:
+    """A clamd with sessions, that takes no more than ``places`` connections at once."""
+
+    def __init__(self, places: int = 100) -> None:
+        self.places = asyncio.Semaphore(places)
+        self.connections = 0
+        self.commands: list[bytes] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        async with self.places:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
+                number = 0
+                while True:
+                    command = await reader.readuntil(b"\0")
+                    self.commands.append(command)
+                    if command == b"zINSTREAM\0":
+                        while size := int.from_bytes(await reader.readexactly(4), "big"):
+                            await reader.readexactly(size)
+                        number += 1
+                        numbered = b"zIDSESSION\0" in self.commands
+                        writer.write(b"%d: stream: OK\0" % number if numbered else b"stream: OK\0")
+                    elif command != b"zIDSESSION\0":
+                        number += 1
+                        # The octet behind the command that the descriptor comes with.
+                        await reader.readexactly(1)
+                        writer.write(b"%d: fd[10]: OK\0" % number)
+
+    @contextlib.asynccontextmanager
+    async def listening(self, path: Path | None = None) -> AsyncIterator[Address]:
+        server: asyncio.Server
+        address: Address
+        if path is not None:
+            address = UnixAddress(str(path / "clamd"))
+            server = await asyncio.start_unix_server(self.serve, address.path)
+        else:
+            server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+            address = TcpAddress("127.0.0.1", server.sockets[0].getsockname()[1])
+        try:
+            yield address
+        finally:
+            server.close()
+            await server.wait_closed()
+            await asyncio.sleep(0.02)
+
+
+def test_over_a_unix_socket_all_scans_share_one_connection(tmp_path: Path) -> None:
+    async def main() -> None:
+        clamd = Counted()
+        async with clamd.listening(tmp_path) as address:
+            scanner = Scanner(address, time_out=LONG)
+            for _ in range(3):
+                assert await asyncio.gather(*(scan_with(scanner) for _ in range(50))) == [Clean()] * 50
+            scanner.close()
+        assert clamd.connections == 1
+        assert clamd.commands == [b"zIDSESSION\0", *[b"zFILDES\0"] * 150]
+
+    uvloop.run(main())
+
+
+def test_who_waits_for_the_shared_connection_does_not_depend_on_who_asked_first(tmp_path: Path) -> None:
+    async def main() -> None:
+        with full_queue(tmp_path) as listener:
+            scanner = Scanner(UnixAddress(str(tmp_path / "clamd")), time_out=0.6)
+            first, second = (asyncio.create_task(scan_with(scanner)) for _ in range(2))
+            await asyncio.sleep(0.05)
+            first.cancel()
+            verdict = await second
+            assert isinstance(verdict, Unscanned)
+            assert verdict.reason.endswith("it accepts no connections, and its queue of them is full")
+            third = asyncio.create_task(scan_with(scanner))
+            await asyncio.sleep(0.05)
+            listener.accept()[0].close()
+            async with clamd(answers(b"1: fd[10]: OK\0"), listener):
+                assert await third == Clean()
+            scanner.close()
+
+    uvloop.run(main())
+
+
+def test_a_scanner_that_is_closed_while_it_connects_leaves_nothing(run: Run[None], tmp_path: Path) -> None:
+    async def main() -> None:
+        with full_queue(tmp_path):
+            scanner = Scanner(UnixAddress(str(tmp_path / "clamd")), time_out=LONG)
+            scan = asyncio.create_task(scan_with(scanner))
+            await asyncio.sleep(0.05)
+            scan.cancel()
+            await asyncio.sleep(0)
+            scanner.close()
+            await asyncio.sleep(0.05)
+            assert scanner._connecting is None
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_a_session_that_has_ended_costs_a_second_try_and_no_verdict(run: Run[None], tmp_path: Path, kind: str) -> None:
+    """Each session ends when the second request comes."""
+    requests = []
+    reply = b"fd[10]: " if kind == "unix" else b"stream: "
+
+    async def handler(connection: socket.socket) -> None:
+        data, _ = await request(connection)
+        requests.append(data)
+        if data.startswith(b"zIDSESSION"):
+            connection.send(b"1: " + reply + b"OK\0")
+            await request(connection)
+        else:
+            connection.send(reply + b"Evil FOUND\0")
+
+    async def main() -> None:
+        async with local(tmp_path, handler) if kind == "unix" else remote(handler) as address:
+            scanner = Scanner(address, time_out=LONG)
+            assert [await scan_with(scanner) for _ in range(4)] == [Clean(), Infected("Evil")] * 2
+            scanner.close()
+
+    run(main())
+    assert [data.startswith(b"zIDSESSION") for data in requests] == [True, False] * 2
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_a_clamd_without_sessions_is_asked_for_none_from_then_on(run: Run[None], tmp_path: Path, kind: str) -> None:
+    requests = []
+
+    async def handler(connection: socket.socket) -> None:
+        data, _ = await request(connection)
+        requests.append(data[:5])
+        if data.startswith(b"zIDSESSION"):
+            connection.send(b"UNKNOWN COMMAND\0")
+        else:
+            connection.send(b"fd[10]: OK\0" if kind == "unix" else b"stream: OK\0")
+
+    async def main() -> None:
+        async with local(tmp_path, handler) if kind == "unix" else remote(handler) as address:
+            scanner = Scanner(address, time_out=LONG)
+            assert [await scan_with(scanner) for _ in range(3)] == [Clean()] * 3
+            scanner.close()
+
+    run(main())
+    assert requests == [b"zIDSE", *[b"zFILD" if kind == "unix" else b"zINST"] * 3]
+
+
+def test_a_scan_that_is_late_leaves_the_next_another_session(run: Run[None], tmp_path: Path) -> None:
+    connections = 0
+
+    async def handler(connection: socket.socket) -> None:
+        nonlocal connections
+        connections += 1
+        await request(connection)
+        if connections == 1:
+            await silence(connection)
+        else:
+            connection.send(b"1: fd[10]: OK\0")
+            await silence(connection)
+
+    async def main() -> None:
+        async with local(tmp_path, handler) as address:
+            scanner = Scanner(address, time_out=SHORT)
+            late = await scan_with(scanner)
+            assert late == Unscanned(f"clamd at {address}: no answer within 0.25 seconds")
+            assert await scan_with(scanner) == Clean()
+            scanner.close()
+
+    run(main())
+    assert connections == 2, "and it is not asked the same once more"
+
+
+def test_when_one_session_was_lost_the_others_make_room_for_the_second_try() -> None:
+    async def main() -> None:
+        clamd = Counted()
+        async with clamd.listening() as address:
+            scanner = Scanner(address, time_out=LONG)
+            assert await asyncio.gather(*(scan_with(scanner) for _ in range(3))) == [Clean()] * 3
+            kept = set(scanner._free)
+            assert kept
+            second = await scanner._open_or_take(kept=False)
+            assert scanner._sessions == {second}
+            scanner.close()
+
+    uvloop.run(main())
+
+
+def test_over_tcp_a_connection_is_kept_for_the_next_stream() -> None:
+    async def main() -> None:
+        clamd = Counted()
+        async with clamd.listening() as address:
+            scanner = Scanner(address, time_out=LONG)
+            for _ in range(5):
+                assert await scan_with(scanner) == Clean()
+            assert clamd.connections == 1
+            await asyncio.gather(*(scan_with(scanner) for _ in range(30)))
+            assert len(scanner._sessions) <= KEPT_MAX
+            scanner.close()
+
+    uvloop.run(main())
+
+
+def test_connections_that_clamd_has_not_taken_wait_for_none_that_is_kept() -> None:
+    async def main() -> None:
+        clamd = Counted(places=2)
+        async with clamd.listening() as address:
+            scanner = Scanner(address, time_out=LONG)
+            began = time.monotonic()
+            assert await asyncio.gather(*(scan_with(scanner) for _ in range(6))) == [Clean()] * 6
+            assert time.monotonic() - began < 5, "an idle one is kept for 10 seconds"
+            scanner.close()
+
+    uvloop.run(main())
 
 
 # ---- host names ----------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def test_a_find_that_is_not_well_formed_is_no_verdict(reply: bytes) -> None:
             b"COMMAND READ TIMED OUT\n",
             (
                 'it answered "COMMAND READ TIMED OUT": '
-                "CommandReadTimeout in clamd.conf is too short, or it has too much to do"
+                "CommandReadTimeout or ReadTimeout in clamd.conf is too short, or it has too much to do"
             ),
         ),
         (b"\x1b[2J\xff\t\r\0", 'it answered "?[2J?"'),
@@ -285,7 +285,9 @@ def test_errors_that_end_a_session_have_neither_number_nor_nul() -> None:
     for pieces in cuttings(SAID + b"COMMAND READ TIMED OUT\n"):
         heard, replies = hear(pieces)
         assert heard == HEARD
-        assert replies.fault.startswith('it answered "COMMAND READ TIMED OUT": CommandReadTimeout in clamd.conf')
+        assert replies.fault.startswith(
+            'it answered "COMMAND READ TIMED OUT": CommandReadTimeout or ReadTimeout in clamd.conf'
+        )
 
 
 def test_a_session_that_ends_within_a_reply() -> None:
