@@ -255,13 +255,14 @@ def test_a_port_alone_leads_back_to_the_client(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_loop_is_noticed_and_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]", "localhost"])
+def test_a_loop_is_noticed_and_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str) -> None:
     config = tmp_path / "loop.conf"
 
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config.write_text(f"OutAddress: 127.0.0.1:{port}\n")
+        config.write_text(f"OutAddress: {host}:{port}\n")
         stop = asyncio.Event()
         served = asyncio.ensure_future(
             Server(load(str(config)).settings, [Listener(listener, Listen(TcpAddress(None, 25)))]).serve(stop)
