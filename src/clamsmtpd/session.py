@@ -513,6 +513,7 @@ class Session:
         """
         try:
             to_client = to_server = b""
+            failed = False
             for effect in event(*arguments):
                 if isinstance(effect, ToServer):
                     to_server = to_server + effect.data if to_server else effect.data
@@ -527,11 +528,14 @@ class Session:
                     if to_client:
                         self._say(to_client)
                     to_client = to_server = b""
-                    self._PERFORM[type(effect)](self, effect)
+                    failed = self._PERFORM[type(effect)](self, effect) or failed
             if to_server and self._server is not None:
                 self._server.write(to_server)
             if to_client:
                 self._say(to_client)
+            if failed:
+                # Now, for the reply to it stands behind those to what the client had said before.
+                self.run(self.relay.storage_failed)
             if not self._reading:
                 self._set_reading()
         except Exception as error:  # noqa: BLE001 - whatever it is, one message must not take the others along
@@ -553,15 +557,19 @@ class Session:
         self._spool = Spool(settings.temp_directory, name, keep=settings.debug_files)
         self._early = self._host.inspector.begin(self._spool)
 
-    def _store(self, effect: Store) -> None:
+    def _store(self, effect: Store) -> bool:
+        """Store some of the text; tell whether that failed."""
         if self._spool is None:
-            return
+            return False
         try:
             self._spool.append(effect.text)
         except OSError as error:
             directory = self._host.settings.temp_directory
             _log.error("%s: cannot store the message in %s: %s", self.tag, directory, describe(error))
-            self.run(self.relay.storage_failed)
+            # Half a message is stored no further, and judged by nobody.
+            self._discard()
+            return True
+        return False
 
     def _inspect(self, effect: Inspect) -> None:
         if self._spool is not None:
@@ -729,7 +737,8 @@ class Session:
                 if secret:
                     break
 
-    _PERFORM: ClassVar[dict[type, Callable[..., None]]] = {
+    # True comes of what the relay has to hear of as a failure of the spool.
+    _PERFORM: ClassVar[dict[type, Callable[..., bool | None]]] = {
         BeginMessage: _begin,
         Store: _store,
         Inspect: _inspect,

@@ -160,6 +160,28 @@ def test_a_message_that_cannot_be_stored_is_451_wherever_in_it_that_happens(
     run(main())
 
 
+def test_a_chunk_that_cannot_be_stored_is_never_answered_by_the_250_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_spool: Spool, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Spool, "append", full)
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            client = await here.client()
+            await client.envelope()
+            client.send(b"BDAT 7\r\nfirst\r\nBDAT 6 LAST\r\nlast\r\n")
+            # The reply that counts is the second, however early the failure was noticed.
+            assert (await client.reply()).startswith(b"250 ")
+            assert (await client.reply()).startswith(b"451 4.3.1 ")
+            assert await client.ask(b"NOOP") == b"250 ok\r\n"
+            assert here.hop.texts == []
+
+    run(main())
+
+
 def test_no_clamd_at_all_is_451(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with world(tmp_path, clam=lambda path: path + ".gone") as here:
