@@ -323,12 +323,14 @@ class Session:
         client, certificate = self._client, self._host.certificate
         if not isinstance(client, Connection) or certificate is None:
             return
+        # Before the socket is nobody's.
+        context = certificate.context()
         sock = client.detach()
         if sock is None:
             # So many replies wait for it to read them that there is no room for the one that lets it begin.
             client.abort()
             return
-        handshake = self._shake_hands_with_client(sock, certificate.context())
+        handshake = self._shake_hands_with_client(sock, context)
         self._client_handshake = self._loop.create_task(handshake)
 
     async def _shake_hands_with_client(self, sock: socket.socket, context: ssl.SSLContext) -> None:
