@@ -332,6 +332,7 @@ class Session:
             return
         handshake = self._shake_hands_with_client(sock, context)
         self._client_handshake = self._loop.create_task(handshake)
+        self._client_handshake.add_done_callback(partial(_close_if_given_up, sock))
 
     async def _shake_hands_with_client(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         try:
@@ -456,6 +457,7 @@ class Session:
                 server.abort()
                 return
             self._server_handshake = self._loop.create_task(self._shake_hands_with_server(sock, context))
+            self._server_handshake.add_done_callback(partial(_close_if_given_up, sock))
 
     async def _shake_hands_with_server(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         address, protocol = self._next_hop(), self._server_protocol
@@ -754,6 +756,12 @@ class Session:
         CloseClient: _close_client,
         Note: _note,
     }
+
+
+def _close_if_given_up(sock: socket.socket, handshake: asyncio.Task[None]) -> None:
+    """Close the socket of a handshake that was given up: before it has begun, it cannot do so itself."""
+    if handshake.cancelled():
+        sock.close()
 
 
 def _tls_version(transport: asyncio.Transport) -> str:
