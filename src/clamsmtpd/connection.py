@@ -105,11 +105,12 @@ class Connection(asyncio.Transport):
         self._events = events
 
     def _on_ready(self, events: int) -> None:
-        # An error or a reset is there for whoever is waited for to find.
-        if self._events & WRITABLE and events & ~READABLE:
-            self._on_writable()
+        # An error or a reset is there for whoever is waited for to find. First what the other side said before it went,
+        # such as why it does not take a message: to write would only find that it has gone.
         if self._events & READABLE and events & ~WRITABLE:
             self._on_readable()
+        if self._events & WRITABLE and events & ~READABLE:
+            self._on_writable()
 
     # ---- reading ------------------------------------------------------------------------------
 
@@ -173,24 +174,24 @@ class Connection(asyncio.Transport):
         """Send octets ``start`` to ``stop`` of a file, as many as the kernel takes now; return how many.
 
         The rest is not kept. If there is one, the protocol is told to pause writing, and to resume when it is time
-        for the next call. Raises OSError when the file is shorter than that.
+        for the next call: others have their turn before, and so has what the other side may say meanwhile. Raises
+        OSError when the file is shorter than that.
         """
-        at = start
-        while at < stop and not (self._queue or self._closing):
+        sent = 0
+        if start < stop and not (self._queue or self._closing):
             try:
-                sent = os.sendfile(self._descriptor, descriptor, at, stop - at)
+                sent = os.sendfile(self._descriptor, descriptor, start, stop - start)
             except (BlockingIOError, InterruptedError):
-                break
+                pass
             except OSError as error:
                 self._end(error)
-                break
-            if not sent:
-                raise OSError(errno.EIO, "the file ended early")
-            at += sent
-        if at < stop and not self._closing:
+            else:
+                if not sent:
+                    raise OSError(errno.EIO, "the file ended early")
+        if sent < stop - start and not self._closing:
             self._wait_for(self._events | WRITABLE)
             self._pause_protocol()
-        return at - start
+        return sent
 
     def _send(self, pieces: list[_Octets]) -> list[_Octets]:
         """Send pieces; return what is left of them."""

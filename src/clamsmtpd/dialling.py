@@ -13,6 +13,10 @@ from clamsmtpd.values import Address, TcpAddress, UnixAddress
 
 __all__ = ["dial", "dial_by_name"]
 
+# A connection to no address in particular is one to this host itself (ip(7), ipv6(7)). Had we another name for its end
+# than the one that accepts it, a connection that goes in a circle would not be known.
+_THIS_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "::ffff:0.0.0.0": "127.0.0.1"}
+
 
 def dial(address: Address) -> tuple[socket.socket, TcpAddress | None] | None:
     """Begin a connection to a unix socket or an IP address; None if ``address`` is neither but a name.
@@ -26,8 +30,7 @@ def dial(address: Address) -> tuple[socket.socket, TcpAddress | None] | None:
     if found is None:
         return None
     family, host = found
-    sock = _begin(family, (address.host, address.port))
-    return sock, TcpAddress(host, address.port)
+    return _begin(family, (address.host, address.port)), end_point((host, address.port))
 
 
 async def dial_by_name(address: TcpAddress) -> tuple[socket.socket, TcpAddress | None]:
@@ -53,12 +56,13 @@ async def dial_by_name(address: TcpAddress) -> tuple[socket.socket, TcpAddress |
 
 @functools.lru_cache(maxsize=256)
 def _parse(host: str) -> tuple[socket.AddressFamily, str] | None:
-    """Return the family of an IP address, and the address as the kernel would write it; None for a name."""
+    """Return the family of an IP address, and the other end as the kernel would write it; None for a name."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            return family, socket.inet_ntop(family, socket.inet_pton(family, host.partition("%")[0]))
+            written = socket.inet_ntop(family, socket.inet_pton(family, host.partition("%")[0]))
         except OSError:
             continue
+        return family, _THIS_HOST.get(written, written)
     return None
 
 

@@ -326,13 +326,16 @@ class Session:
         client, certificate = self._client, self._host.certificate
         if not isinstance(client, Connection) or certificate is None:
             return
+        # Before the socket is nobody's.
+        context = certificate.context()
         sock = client.detach()
         if sock is None:
             # So many replies wait for it to read them that there is no room for the one that lets it begin.
             client.abort()
             return
-        handshake = self._shake_hands_with_client(sock, certificate.context())
+        handshake = self._shake_hands_with_client(sock, context)
         self._client_handshake = self._loop.create_task(handshake)
+        self._client_handshake.add_done_callback(partial(_close_if_given_up, sock))
 
     async def _shake_hands_with_client(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         try:
@@ -460,6 +463,7 @@ class Session:
                 server.abort()
                 return
             self._server_handshake = self._loop.create_task(self._shake_hands_with_server(sock, context))
+            self._server_handshake.add_done_callback(partial(_close_if_given_up, sock))
 
     async def _shake_hands_with_server(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         address, protocol = self._next_hop(), self._server_protocol
@@ -519,6 +523,7 @@ class Session:
         """
         try:
             to_client = to_server = b""
+            failed = False
             for effect in event(*arguments):
                 if isinstance(effect, ToServer):
                     to_server = to_server + effect.data if to_server else effect.data
@@ -533,11 +538,14 @@ class Session:
                     if to_client:
                         self._say(to_client)
                     to_client = to_server = b""
-                    self._PERFORM[type(effect)](self, effect)
+                    failed = self._PERFORM[type(effect)](self, effect) or failed
             if to_server and self._server is not None:
                 self._server.write(to_server)
             if to_client:
                 self._say(to_client)
+            if failed:
+                # Now, for the reply to it stands behind those to what the client had said before.
+                self.run(self.relay.storage_failed)
             if not self._reading:
                 self._set_reading()
         except Exception as error:  # noqa: BLE001 - whatever it is, one message must not take the others along
@@ -559,15 +567,19 @@ class Session:
         self._spool = Spool(settings.temp_directory, name, keep=settings.debug_files)
         self._early = self._host.inspector.begin(self._spool)
 
-    def _store(self, effect: Store) -> None:
+    def _store(self, effect: Store) -> bool:
+        """Store some of the text; tell whether that failed."""
         if self._spool is None:
-            return
+            return False
         try:
             self._spool.append(effect.text)
         except OSError as error:
             directory = self._host.settings.temp_directory
             _log.error("%s: cannot store the message in %s: %s", self.tag, directory, describe(error))
-            self.run(self.relay.storage_failed)
+            # Half a message is stored no further, and judged by nobody.
+            self._discard()
+            return True
+        return False
 
     def _inspect(self, effect: Inspect) -> None:
         if self._spool is not None:
@@ -731,7 +743,8 @@ class Session:
                 if secret:
                     break
 
-    _PERFORM: ClassVar[dict[type, Callable[..., None]]] = {
+    # True comes of what the relay has to hear of as a failure of the spool.
+    _PERFORM: ClassVar[dict[type, Callable[..., bool | None]]] = {
         BeginMessage: _begin,
         Store: _store,
         Inspect: _inspect,
@@ -745,6 +758,12 @@ class Session:
         CloseClient: _close_client,
         Note: _note,
     }
+
+
+def _close_if_given_up(sock: socket.socket, handshake: asyncio.Task[None]) -> None:
+    """Close the socket of a handshake that was given up: before it has begun, it cannot do so itself."""
+    if handshake.cancelled():
+        sock.close()
 
 
 def _tls_version(transport: asyncio.Transport) -> str:

@@ -55,6 +55,8 @@ class Transmission:
     def _send_from_file(self, wanted: FileRange) -> None:
         if isinstance(self._transport, Connection):
             sent = self._transport.send_file(wanted.descriptor, wanted.start, wanted.stop)
+            # It will say when to go on, even if it had told somebody else to pause before us.
+            self.paused = sent < wanted.stop - wanted.start
         else:
             data = next(wanted.pieces())
             self._transport.write(data)

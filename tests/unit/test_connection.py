@@ -266,6 +266,27 @@ def test_a_file_is_sent_as_far_as_it_goes_and_then_goes_on(tmp_path: Path) -> No
     run(main())
 
 
+def test_a_file_leaves_others_their_turn_however_fast_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10))
+    monkeypatch.setattr(os, "sendfile", lambda _to, _of, _at, octets: min(octets, 4))
+
+    async def main() -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        async with pair() as here:
+            assert here.ours.send_file(descriptor, 0, 10) == 4
+            await here.hears("pause", "resume")
+            assert here.ours.send_file(descriptor, 4, 10) == 4
+            await here.hears("pause", "resume", "pause", "resume")
+            assert here.ours.send_file(descriptor, 8, 10) == 2
+            await here.hears("pause", "resume", "pause", "resume")
+        os.close(descriptor)
+
+    run(main())
+
+
 def test_a_file_waits_for_what_was_written_before_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"file")
@@ -293,8 +314,9 @@ def test_a_file_that_is_shorter_than_it_was_is_a_fault(tmp_path: Path) -> None:
     async def main() -> None:
         descriptor = os.open(path, os.O_RDONLY)
         async with pair() as here:
+            assert here.ours.send_file(descriptor, 0, 5) == 4
             with pytest.raises(OSError, match="ended early") as raised:
-                here.ours.send_file(descriptor, 0, 5)
+                here.ours.send_file(descriptor, 4, 5)
             assert raised.value.errno == errno.EIO
         os.close(descriptor)
 
@@ -327,6 +349,41 @@ def test_writing_to_a_side_that_is_gone_ends_the_connection_once(way: str, tmp_p
             await here.hears(*(["pause", "lost"] if way == "waiting" else ["lost"]))
             assert isinstance(here.log.errors[0], BrokenPipeError | ConnectionResetError)
         os.close(descriptor)
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", ["pieces", "file"])
+def test_what_the_other_side_said_before_it_went_is_heard(way: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(LARGE * 4)
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            theirs = socket.create_connection(listener.getsockname())
+            ours, _ = listener.accept()
+        ours.setblocking(False)
+        descriptor = os.open(path, os.O_RDONLY)
+
+        class Sender(Log):
+            def resume_writing(self) -> None:
+                connection.send_file(descriptor, 0, len(LARGE))
+
+        log = Sender()
+        poller = Poller()
+        connection = Connection(ours, log, log.received, poller)
+        if way == "file":
+            assert connection.send_file(descriptor, 0, len(LARGE) * 4) < len(LARGE) * 4
+        else:
+            connection.writelines([LARGE] * 4)
+        # It refuses the text in the midst of it and closes, which resets the connection. All of this is there at once.
+        theirs.sendall(b"552 too large\r\n")
+        theirs.close()
+        await asyncio.sleep(0.05)
+        assert log.data == b"552 too large\r\n"
+        assert log.said[-1] == "lost"
+        os.close(descriptor)
+        poller.close()
 
     run(main())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from clamsmtpd.dialling import dial, dial_by_name
+from clamsmtpd.peers import end_point
 from clamsmtpd.values import TcpAddress, UnixAddress
 from tests.support.world import run
 
@@ -47,6 +48,18 @@ def test_an_ipv6_address_is_written_as_the_kernel_does() -> None:
         sock, end = found
         with sock:
             assert end == TcpAddress("::1", port)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "::", "::1", "127.0.0.1"])
+def test_the_other_end_has_the_name_that_it_has_for_itself(host: str) -> None:
+    family = socket.AF_INET6 if host in {"::", "::1"} else socket.AF_INET
+    with socket.create_server(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), family=family) as listening:
+        found = dial(TcpAddress(host, listening.getsockname()[1]))
+        assert found is not None
+        sock, end = found
+        with sock, listening.accept()[0] as accepted:
+            assert end == end_point(accepted.getsockname())
+            assert end_point(sock.getsockname()) == end_point(accepted.getpeername())
 
 
 def test_a_unix_socket_is_dialled_at_once(tmp_path: Path) -> None:

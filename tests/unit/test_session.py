@@ -160,6 +160,28 @@ def test_a_message_that_cannot_be_stored_is_451_wherever_in_it_that_happens(
     run(main())
 
 
+def test_a_chunk_that_cannot_be_stored_is_never_answered_by_the_250_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_spool: Spool, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Spool, "append", full)
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            client = await here.client()
+            await client.envelope()
+            client.send(b"BDAT 7\r\nfirst\r\nBDAT 6 LAST\r\nlast\r\n")
+            # The reply that counts is the second, however early the failure was noticed.
+            assert (await client.reply()).startswith(b"250 ")
+            assert (await client.reply()).startswith(b"451 4.3.1 ")
+            assert await client.ask(b"NOOP") == b"250 ok\r\n"
+            assert here.hop.texts == []
+
+    run(main())
+
+
 def test_no_clamd_at_all_is_451(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with world(tmp_path, clam=lambda path: path + ".gone") as here:
@@ -255,13 +277,14 @@ def test_a_port_alone_leads_back_to_the_client(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_loop_is_noticed_and_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]", "localhost"])
+def test_a_loop_is_noticed_and_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str) -> None:
     config = tmp_path / "loop.conf"
 
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config.write_text(f"OutAddress: 127.0.0.1:{port}\n")
+        config.write_text(f"OutAddress: {host}:{port}\n")
         stop = asyncio.Event()
         served = asyncio.ensure_future(
             Server(load(str(config)).settings, [Listener(listener, Listen(TcpAddress(None, 25)))]).serve(stop)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from clamsmtpd.tls import Certificate
 from tests.support.world import Client, Hop, World, run, world
 
 EHLO = b"EHLO client.example"
@@ -165,6 +166,46 @@ def test_clients_that_break_off_at_any_moment_around_starttls(
 
     run(main())
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_handshake_that_is_given_up_before_it_has_begun(tmp_path: Path, pki: Pki) -> None:
+    async def main() -> None:
+        async with world(tmp_path, *pki.settings) as here:
+            client = await here.client()
+            await client.reply()
+            await client.ask(EHLO)
+            (session,) = here.server._sessions
+            # Both become known in the same turn of the loop: the next hop is lost, and the client wants TLS.
+            assert session._server is not None
+            session._server.abort()
+            session.client_received(b"STARTTLS\r\n")
+            del session
+            assert (await client.rest()).startswith(b"220 ")
+            await gone(here)
+            # A socket that nobody has closed is an error here (ResourceWarning).
+            gc.collect()
+
+    run(main())
+
+
+def test_no_certificate_in_the_moment_of_starttls_ends_the_session(
+    tmp_path: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_certificate: Certificate) -> ssl.SSLContext:
+        raise MemoryError
+
+    monkeypatch.setattr(Certificate, "context", fails)
+
+    async def main() -> None:
+        async with world(tmp_path, *pki.settings) as here:
+            client = await here.client()
+            await client.reply()
+            await client.ask(EHLO)
+            assert (await client.ask(b"STARTTLS")).startswith(b"220 ")
+            assert await client.rest() == b""
+            await gone(here)
+
+    run(main())
 
 
 def test_a_client_that_never_begins_its_handshake(tmp_path: Path, pki: Pki) -> None:

@@ -127,6 +127,20 @@ def test_a_file_that_has_become_shorter_is_a_fault(file: int) -> None:
         transmission.go_on()
 
 
+def test_a_transport_that_is_full_from_before_is_not_asked_again_and_again(file: int) -> None:
+    class Full(FileTaker):
+        def send_file(self, descriptor: int, start: int, stop: int) -> int:
+            self.calls.append(b"")
+            assert len(self.calls) < 3, "it would go on for ever"
+            return 0
+
+    taker = Full(0)
+    transmission = Transmission(taker, iter([FileRange(file, 0, 100)]))
+    assert not transmission.go_on()
+    assert transmission.paused
+    assert taker.calls == [b""]
+
+
 def test_nothing_more_is_sent_to_a_transport_that_is_closing(file: int) -> None:
     taker = FileTaker(0)
     transmission = taker.transmission = Transmission(taker, iter([FileRange(file, 0, 100)]))
