@@ -285,6 +285,8 @@ class Session:
             proxied, rest = found
             self._begin_behind_proxy(proxied)
             self._connect()
+            # For the relay it is the next hop that is awaited, now as before; but it was not asked until now.
+            self._deadline.start()
             if rest:
                 self.client_received(rest)
 

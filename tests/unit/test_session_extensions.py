@@ -507,6 +507,22 @@ def test_a_header_that_does_not_come(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert caplog.text.count("did not come in time") == 2
 
 
+def test_a_slow_header_takes_no_time_from_the_next_hop(tmp_path: Path) -> None:
+    class Slow(Hop):
+        async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.7)
+            await super()._talk(reader, writer)
+
+    async def main() -> None:
+        async with world(tmp_path, *PROXY, "TimeOut: 1", hop=Slow()) as here:
+            client = await here.client()
+            await asyncio.sleep(0.7)
+            client.send(b"PROXY TCP4 192.0.2.1 127.0.0.1 5000 25\r\n")
+            assert (await client.reply()).startswith(b"220 ")
+
+    run(main())
+
+
 def test_a_client_that_leaves_within_its_header(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, *PROXY) as here:

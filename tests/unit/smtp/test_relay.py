@@ -1748,3 +1748,22 @@ def test_a_refused_ehlo_is_no_reason_to_give_xclient_up() -> None:
 
 def test_storage_that_fails_when_nothing_is_stored_any_more() -> None:
     play(GREETING + ".. storage-failed")
+
+
+def test_when_each_verb_may_come() -> None:
+    commands = Relay._COMMANDS
+
+    def verbs(attribute: str, *, value: bool = True) -> set[bytes]:
+        return {verb for verb, command in commands.items() if getattr(command, attribute) is value}
+
+    assert set(commands) == {
+        *(b"HELO", b"EHLO", b"LHLO", b"MAIL", b"RCPT", b"DATA", b"BDAT", b"RSET", b"QUIT", b"AUTH"),
+        *(b"STARTTLS", b"XFORWARD", b"XCLIENT", b"PROXY", b"NOOP", b"VRFY", b"EXPN", b"HELP", b"ETRN"),
+    }
+    assert verbs("before_hello") == {
+        *(b"HELO", b"EHLO", b"LHLO", b"NOOP", b"RSET", b"HELP", b"QUIT", b"XCLIENT", b"PROXY"),
+        # Refused by itself, behind its octets.
+        b"BDAT",
+    }
+    assert verbs("grouped") == {b"MAIL", b"RCPT", b"RSET", b"XFORWARD"}
+    assert verbs("between_chunks", value=False) == {b"MAIL", b"RCPT", b"DATA", b"AUTH", b"XFORWARD", b"ETRN"}
