@@ -107,10 +107,14 @@ class Connection(asyncio.Transport):
     def _on_ready(self, events: int) -> None:
         # An error or a reset is there for whoever is waited for to find. First what the other side said before it went,
         # such as why it does not take a message: to write would only find that it has gone.
-        if self._events & READABLE and events & ~WRITABLE:
-            self._on_readable()
-        if self._events & WRITABLE and events & ~READABLE:
-            self._on_writable()
+        try:
+            if self._events & READABLE and events & ~WRITABLE:
+                self._on_readable()
+            if self._events & WRITABLE and events & ~READABLE:
+                self._on_writable()
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not take those along whose turn is next
+            self._poller.loop.call_exception_handler({"message": "fault in a connection", "exception": error})
+            self._end(None)
 
     # ---- reading ------------------------------------------------------------------------------
 

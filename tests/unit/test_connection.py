@@ -202,6 +202,34 @@ def test_a_wake_up_for_nothing_changes_nothing() -> None:
     run(main())
 
 
+def test_a_fault_in_what_hears_it_ends_this_connection_and_no_other() -> None:
+    async def main() -> None:
+        faults: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: faults.append(context["exception"]))
+        poller, fault = Poller(), RuntimeError("a bug")
+        pairs = [socket.socketpair() for _ in range(3)]
+        logs = [Log() for _ in pairs]
+
+        def fails(_data: bytes) -> None:
+            raise fault
+
+        for (ours, theirs), log in zip(pairs, logs, strict=True):
+            ours.setblocking(False)
+            Connection(ours, log, fails if log is logs[1] else log.received, poller)
+            theirs.send(b"x")
+        await asyncio.sleep(0.05)
+        assert faults == [fault]
+        assert [log.data for log in logs] == [b"x", b"", b"x"]
+        assert [log.said for log in logs] == [[], ["lost"], []]
+        poller.close()
+        for sockets in pairs:
+            for sock in sockets:
+                sock.close()
+
+    run(main())
+
+
 # ---- writing --------------------------------------------------------------------------------------
 
 
