@@ -8,9 +8,10 @@ from clamsmtpd.metrics import SERVING, SESSIONS, Metrics
 
 __all__ = ["Places"]
 
-#: A worker may have one session more than another for each so many that the other has. Where clients are few, each is
-#: to be with the worker that has the time for it; where they come and go by the dozen, to even out what will have
-#: changed by the next moment is not worth the system calls.
+#: A worker may have so many sessions more than another, and one more for each eight that the other has. To even out
+#: less would cost more than it gains: where ten clients come and go with a message each, each would wait for a worker
+#: that is about to be as busy as this one.
+_ENOUGH = 4
 _SLACK = 8
 
 
@@ -65,4 +66,4 @@ class Places:
     def another_has_fewer(self) -> bool:
         """Whether another worker that accepts clients has clearly fewer sessions than this one."""
         fewest = self._metrics.fewest_sessions()
-        return self._row[SESSIONS] > fewest + fewest // _SLACK
+        return self._row[SESSIONS] > fewest + max(_ENOUGH, fewest // _SLACK)

