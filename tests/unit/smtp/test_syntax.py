@@ -95,6 +95,9 @@ def test_octets_that_are_no_commands_are_taken_out() -> None:
         (b"DATA ", b"DATA", b""),
         (b"", b"", b""),
         (b" NOOP", b"", b"NOOP"),
+        (b"RCPT\tTO:<a@b> X=1\t", b"RCPT", b"TO:<a@b> X=1"),
+        (b"RCPT\t", b"RCPT", b""),
+        (b"\tNOOP x", b"", b"NOOP x"),
     ],
 )
 def test_a_command_is_a_verb_and_an_argument(line: bytes, verb: bytes, argument: bytes) -> None:
@@ -226,7 +229,11 @@ def test_what_a_reply_means_and_how_it_is_passed_on(
     reply: Reply, positive: bool, negative: bool, encoded: bytes
 ) -> None:
     assert (reply.positive, reply.negative, reply.encode()) == (positive, negative, encoded)
-    assert replies([encoded]) == [reply]
+    assert reply.intermediate is not (positive or negative)
+    (read,) = replies([encoded])
+    assert read == reply
+    assert isinstance(read, Reply)
+    assert read.encode() == encoded
 
 
 @given(st.binary(max_size=300), st.integers(1, 9))
