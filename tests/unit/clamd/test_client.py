@@ -10,10 +10,9 @@ import os
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 import uvloop
@@ -21,30 +20,12 @@ import uvloop
 from clamsmtpd.clamd.client import KEPT_MAX, Scanner
 from clamsmtpd.clamd.early import Follower
 from clamsmtpd.values import Address, Clean, Infected, TcpAddress, UnixAddress, Unscanned, Verdict
+from tests.support.loops import Run
 
-_Result = TypeVar("_Result")
-Run = Callable[[Coroutine[Any, Any, _Result]], _Result]
 Handler = Callable[[socket.socket], Awaitable[None]]
 
 #: A limit that no test may reach, and one that a test waits for.
 LONG, SHORT = 20.0, 0.25
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run[Any]:
-    """Runs a coroutine on each kind of event loop; no descriptor may stay behind."""
-
-    def run(main: Coroutine[Any, Any, _Result]) -> _Result:
-        async def watched() -> _Result:
-            before = os.listdir("/proc/self/fd")
-            result = await asyncio.wait_for(main, 30)
-            assert os.listdir("/proc/self/fd") == before
-            return result
-
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            return runner.run(watched())
-
-    return run
 
 
 @dataclass
@@ -203,7 +184,7 @@ async def streamed(connection: socket.socket, sizes: list[int] | None = None) ->
 # ---- unix socket ---------------------------------------------------------------------------------
 
 
-def test_a_descriptor_comes_with_its_request(run: Run[None], tmp_path: Path) -> None:
+def test_a_descriptor_comes_with_its_request(run: Run, tmp_path: Path) -> None:
     requests = []
 
     async def handler(connection: socket.socket) -> None:
@@ -232,9 +213,7 @@ def test_a_descriptor_comes_with_its_request(run: Run[None], tmp_path: Path) -> 
         ([], "it closed the connection without a reply"),
     ],
 )
-def test_answers_over_a_unix_socket(
-    run: Run[None], tmp_path: Path, pieces: list[bytes], verdict: Verdict | str
-) -> None:
+def test_answers_over_a_unix_socket(run: Run, tmp_path: Path, pieces: list[bytes], verdict: Verdict | str) -> None:
     async def main() -> None:
         async with local(tmp_path, answers(*pieces)) as address:
             wanted = Unscanned(f"clamd at {address}: {verdict}") if isinstance(verdict, str) else verdict
@@ -243,7 +222,7 @@ def test_answers_over_a_unix_socket(
     run(main())
 
 
-def test_nobody_listens(run: Run[None], tmp_path: Path) -> None:
+def test_nobody_listens(run: Run, tmp_path: Path) -> None:
     path = str(tmp_path / "clamd")
 
     async def main() -> None:
@@ -257,7 +236,7 @@ def test_nobody_listens(run: Run[None], tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_lost_connection(run: Run[None], tmp_path: Path) -> None:
+def test_a_lost_connection(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with local(tmp_path, reset) as address:
             assert await scan(address) == Unscanned(f"clamd at {address}: Connection reset by peer")
@@ -265,7 +244,7 @@ def test_a_lost_connection(run: Run[None], tmp_path: Path) -> None:
     run(main())
 
 
-def test_silence_has_a_limit(run: Run[None], tmp_path: Path) -> None:
+def test_silence_has_a_limit(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with local(tmp_path, silence) as address:
             began = time.monotonic()
@@ -276,7 +255,7 @@ def test_silence_has_a_limit(run: Run[None], tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_reply_in_drops_has_the_same_limit(run: Run[None], tmp_path: Path) -> None:
+def test_a_reply_in_drops_has_the_same_limit(run: Run, tmp_path: Path) -> None:
     async def handler(connection: socket.socket) -> None:
         while True:
             connection.send(b"x")
@@ -300,7 +279,7 @@ def full_queue(path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-def test_a_full_queue_is_waited_for(run: Run[None], tmp_path: Path) -> None:
+def test_a_full_queue_is_waited_for(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         with full_queue(tmp_path) as listener:
             task = asyncio.create_task(scan(UnixAddress(str(tmp_path / "clamd"))))
@@ -313,7 +292,7 @@ def test_a_full_queue_is_waited_for(run: Run[None], tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_full_queue_is_not_waited_for_for_ever_and_costs_little(run: Run[None], tmp_path: Path) -> None:
+def test_a_full_queue_is_not_waited_for_for_ever_and_costs_little(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         with full_queue(tmp_path):
             address = UnixAddress(str(tmp_path / "clamd"))
@@ -330,7 +309,7 @@ def test_a_full_queue_is_not_waited_for_for_ever_and_costs_little(run: Run[None]
 
 @pytest.mark.parametrize("refusal", [b"UNKNOWN COMMAND\0", b"FILDES support not compiled in. ERROR\0"])
 def test_a_clamd_that_takes_no_descriptors_gets_a_path_from_then_on(
-    run: Run[None], tmp_path: Path, caplog: pytest.LogCaptureFixture, refusal: bytes
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, refusal: bytes
 ) -> None:
     requests = []
 
@@ -359,7 +338,7 @@ def test_a_clamd_that_takes_no_descriptors_gets_a_path_from_then_on(
     run(main())
 
 
-def test_only_the_name_of_our_file_is_clean(run: Run[None], tmp_path: Path) -> None:
+def test_only_the_name_of_our_file_is_clean(run: Run, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     asked = tmp_path / "link" / "m"
@@ -386,7 +365,7 @@ def test_only_the_name_of_our_file_is_clean(run: Run[None], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_the_text_is_streamed_in_chunks(run: Run[None], host: str) -> None:
+def test_the_text_is_streamed_in_chunks(run: Run, host: str) -> None:
     texts = []
     sizes: list[int] = []
 
@@ -404,7 +383,7 @@ def test_the_text_is_streamed_in_chunks(run: Run[None], host: str) -> None:
     assert sizes == [5, 6]
 
 
-def test_a_large_text_to_a_slow_clamd(run: Run[None]) -> None:
+def test_a_large_text_to_a_slow_clamd(run: Run) -> None:
     text = [bytes([number]) * 262144 for number in range(32)]
 
     async def handler(connection: socket.socket) -> None:
@@ -419,7 +398,7 @@ def test_a_large_text_to_a_slow_clamd(run: Run[None]) -> None:
     run(main())
 
 
-def test_whoever_makes_progress_has_time(run: Run[None]) -> None:
+def test_whoever_makes_progress_has_time(run: Run) -> None:
     async def handler(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         data = b""
@@ -437,7 +416,7 @@ def test_whoever_makes_progress_has_time(run: Run[None]) -> None:
     run(main())
 
 
-def test_the_verdict_has_the_whole_limit(run: Run[None]) -> None:
+def test_the_verdict_has_the_whole_limit(run: Run) -> None:
     class Slow(Message):
         def pieces(self) -> Iterator[bytes]:
             yield b"one"
@@ -456,7 +435,7 @@ def test_the_verdict_has_the_whole_limit(run: Run[None]) -> None:
     run(main())
 
 
-def test_others_get_their_turn_while_a_large_text_is_sent(run: Run[None]) -> None:
+def test_others_get_their_turn_while_a_large_text_is_sent(run: Run) -> None:
     turns = 0
     seen = []
 
@@ -499,7 +478,7 @@ def test_others_get_their_turn_while_a_large_text_is_sent(run: Run[None]) -> Non
         ([], "it closed the connection without a reply"),
     ],
 )
-def test_answers_over_tcp(run: Run[None], pieces: list[bytes], verdict: Verdict | str) -> None:
+def test_answers_over_tcp(run: Run, pieces: list[bytes], verdict: Verdict | str) -> None:
     async def main() -> None:
         async with remote(answers(*pieces)) as address:
             wanted = Unscanned(f"clamd at {address}: {verdict}") if isinstance(verdict, str) else verdict
@@ -508,7 +487,7 @@ def test_answers_over_tcp(run: Run[None], pieces: list[bytes], verdict: Verdict 
     run(main())
 
 
-def test_a_text_that_is_too_large_is_told_as_such(run: Run[None]) -> None:
+def test_a_text_that_is_too_large_is_told_as_such(run: Run) -> None:
     async def handler(connection: socket.socket) -> None:
         await asyncio.get_running_loop().sock_recv(connection, 100_000)
         connection.send(b"INSTREAM size limit exceeded. ERROR\0")
@@ -533,7 +512,7 @@ def test_a_text_that_is_too_large_is_told_as_such(run: Run[None]) -> None:
     ],
 )
 @pytest.mark.parametrize("stays", [True, False])
-def test_half_a_message_is_not_clean(run: Run[None], reply: bytes, verdict: Verdict | str, *, stays: bool) -> None:
+def test_half_a_message_is_not_clean(run: Run, reply: bytes, verdict: Verdict | str, *, stays: bool) -> None:
     async def handler(connection: socket.socket) -> None:
         connection.send(reply)
         if stays:
@@ -547,7 +526,7 @@ def test_half_a_message_is_not_clean(run: Run[None], reply: bytes, verdict: Verd
     run(main())
 
 
-def test_a_clamd_that_takes_nothing(run: Run[None]) -> None:
+def test_a_clamd_that_takes_nothing(run: Run) -> None:
     async def main() -> None:
         async with remote(deafness) as address:
             verdict = await scan(address, Message([b"x" * 262144] * 80), time_out=SHORT)
@@ -557,7 +536,7 @@ def test_a_clamd_that_takes_nothing(run: Run[None]) -> None:
     run(main())
 
 
-def test_a_clamd_that_says_nothing(run: Run[None]) -> None:
+def test_a_clamd_that_says_nothing(run: Run) -> None:
     async def main() -> None:
         async with remote(silence) as address:
             verdict = await scan(address, time_out=SHORT)
@@ -566,7 +545,7 @@ def test_a_clamd_that_says_nothing(run: Run[None]) -> None:
     run(main())
 
 
-def test_a_lost_connection_over_tcp(run: Run[None]) -> None:
+def test_a_lost_connection_over_tcp(run: Run) -> None:
     async def main() -> None:
         async with remote(reset) as address:
             verdict = await scan(address)
@@ -581,7 +560,7 @@ def free_port() -> int:
         return port
 
 
-def test_nobody_listens_over_tcp(run: Run[None]) -> None:
+def test_nobody_listens_over_tcp(run: Run) -> None:
     async def main() -> None:
         address = TcpAddress("127.0.0.1", free_port())
         assert await scan(address) == Unscanned(f"clamd at {address}: Connection refused")
@@ -602,7 +581,7 @@ def black_hole() -> Iterator[TcpAddress]:
         yield TcpAddress("127.0.0.1", listener.getsockname()[1])
 
 
-def test_a_host_that_does_not_answer(run: Run[None]) -> None:
+def test_a_host_that_does_not_answer(run: Run) -> None:
     async def main() -> None:
         with black_hole() as address:
             verdict = await scan(address, time_out=SHORT)
@@ -694,7 +673,7 @@ def test_who_waits_for_the_shared_connection_does_not_depend_on_who_asked_first(
     uvloop.run(main())
 
 
-def test_a_scanner_that_is_closed_while_it_connects_leaves_nothing(run: Run[None], tmp_path: Path) -> None:
+def test_a_scanner_that_is_closed_while_it_connects_leaves_nothing(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         with full_queue(tmp_path):
             scanner = Scanner(UnixAddress(str(tmp_path / "clamd")), time_out=LONG)
@@ -710,7 +689,7 @@ def test_a_scanner_that_is_closed_while_it_connects_leaves_nothing(run: Run[None
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_a_session_that_has_ended_costs_a_second_try_and_no_verdict(run: Run[None], tmp_path: Path, kind: str) -> None:
+def test_a_session_that_has_ended_costs_a_second_try_and_no_verdict(run: Run, tmp_path: Path, kind: str) -> None:
     """Each session ends when the second request comes."""
     requests = []
     reply = b"fd[10]: " if kind == "unix" else b"stream: "
@@ -735,7 +714,7 @@ def test_a_session_that_has_ended_costs_a_second_try_and_no_verdict(run: Run[Non
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_a_clamd_without_sessions_is_asked_for_none_from_then_on(run: Run[None], tmp_path: Path, kind: str) -> None:
+def test_a_clamd_without_sessions_is_asked_for_none_from_then_on(run: Run, tmp_path: Path, kind: str) -> None:
     requests = []
 
     async def handler(connection: socket.socket) -> None:
@@ -756,7 +735,7 @@ def test_a_clamd_without_sessions_is_asked_for_none_from_then_on(run: Run[None],
     assert requests == [b"zIDSE", *[b"zFILD" if kind == "unix" else b"zINST"] * 3]
 
 
-def test_a_scan_that_is_late_leaves_the_next_another_session(run: Run[None], tmp_path: Path) -> None:
+def test_a_scan_that_is_late_leaves_the_next_another_session(run: Run, tmp_path: Path) -> None:
     connections = 0
 
     async def handler(connection: socket.socket) -> None:
@@ -854,7 +833,7 @@ def resolver(answer: Callable[[], Awaitable[list[Found]]]) -> Iterator[None]:
 NAMED = TcpAddress("clamd.example", 3310)
 
 
-def test_every_address_of_a_name_is_tried_and_names_are_looked_up_anew(run: Run[None]) -> None:
+def test_every_address_of_a_name_is_tried_and_names_are_looked_up_anew(run: Run) -> None:
     lookups = 0
 
     async def main() -> None:
@@ -878,7 +857,7 @@ def test_every_address_of_a_name_is_tried_and_names_are_looked_up_anew(run: Run[
     assert lookups == 2
 
 
-def test_names_that_lead_nowhere(run: Run[None]) -> None:
+def test_names_that_lead_nowhere(run: Run) -> None:
     async def unknown() -> list[Found]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -903,7 +882,7 @@ def test_names_that_lead_nowhere(run: Run[None]) -> None:
     run(main())
 
 
-def test_what_cannot_be_a_name(run: Run[None]) -> None:
+def test_what_cannot_be_a_name(run: Run) -> None:
     async def main() -> None:
         address = TcpAddress("x" * 64 + ".example", 3310)
         assert await scan(address, time_out=5) == Unscanned(f"clamd at {address}: that is no host name")
@@ -911,7 +890,7 @@ def test_what_cannot_be_a_name(run: Run[None]) -> None:
     run(main())
 
 
-def test_a_port_alone_is_on_this_host(run: Run[None]) -> None:
+def test_a_port_alone_is_on_this_host(run: Run) -> None:
     async def main() -> None:
         async with remote(answers(b"stream: OK\0")) as address:
             assert await scan(TcpAddress(None, address.port)) == Clean()
@@ -923,7 +902,7 @@ def test_a_port_alone_is_on_this_host(run: Run[None]) -> None:
 
 
 @pytest.mark.parametrize("address", [UnixAddress("/x/clamd"), TcpAddress("127.0.0.1", 3310)])
-def test_no_descriptor_is_left(run: Run[None], monkeypatch: pytest.MonkeyPatch, address: Address) -> None:
+def test_no_descriptor_is_left(run: Run, monkeypatch: pytest.MonkeyPatch, address: Address) -> None:
     def exhausted(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -948,7 +927,7 @@ class Broken(Message):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_faults_of_the_storage_are_the_callers(run: Run[None], tmp_path: Path) -> None:
+def test_faults_of_the_storage_are_the_callers(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with local(tmp_path, silence) as address:
             with pytest.raises(OSError, match="No space left"):
@@ -969,7 +948,7 @@ async def cancelled(address: Address, message: Message | None = None) -> None:
         await task
 
 
-def test_cancelling_leaves_nothing(run: Run[None], tmp_path: Path) -> None:
+def test_cancelling_leaves_nothing(run: Run, tmp_path: Path) -> None:
     large = [b"x" * 262144] * 80
 
     async def main() -> None:

@@ -6,44 +6,22 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvloop
 
 from clamsmtpd.clamd import client as module
 from clamsmtpd.clamd.client import Scanner
 from clamsmtpd.clamd.early import EARLY_MIN, EarlyScan
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Clean, Infected, TcpAddress, UnixAddress, Unscanned, Verdict
-
-Run = Callable[[Coroutine[Any, Any, None]], None]
+from tests.support.loops import Run
 
 LONG, SHORT = 20.0, 0.25
 
 SMALL = b"x" * 1000
 LARGE = b"y" * 300_000
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine on each kind of event loop; no descriptor may stay behind."""
-
-    def run(main: Coroutine[Any, Any, None]) -> None:
-        async def watched() -> None:
-            # uvloop keeps a descriptor of its own from the first server on.
-            async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0):
-                pass
-            before = os.listdir("/proc/self/fd")
-            await asyncio.wait_for(main, 30)
-            assert os.listdir("/proc/self/fd") == before
-
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(watched())
-
-    return run
 
 
 class Clamd:

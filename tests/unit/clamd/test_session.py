@@ -9,7 +9,7 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,30 +20,13 @@ from hypothesis import strategies as st
 from clamsmtpd.clamd import session as module
 from clamsmtpd.clamd.protocol import FILDES, INSTREAM
 from clamsmtpd.clamd.session import Answer, ClamdSession, Lost, why
-
-Run = Callable[[Coroutine[Any, Any, None]], None]
+from tests.support.loops import Run
 
 #: A limit that no test may reach, and one that a test waits for.
 LONG, SHORT = 20.0, 0.25
 
 #: What begins a session.
 BEGIN = b"zIDSESSION\0"
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine on each kind of event loop; no descriptor may stay behind."""
-
-    def run(main: Coroutine[Any, Any, None]) -> None:
-        async def watched() -> None:
-            before = os.listdir("/proc/self/fd")
-            await asyncio.wait_for(main, 30)
-            assert os.listdir("/proc/self/fd") == before
-
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(watched())
-
-    return run
 
 
 class Peer:
