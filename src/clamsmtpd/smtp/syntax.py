@@ -100,12 +100,7 @@ class CommandLines:
         if end < 0:
             return self._check_partial(limit)
         line = data[begin:end]
-        end += 2
-        if end == len(data):
-            self.pending = b""
-            self._at = 0
-        else:
-            self._at = end
+        self._take_until(end + 2)
         if len(line) <= limit and b"\0" not in line and b"\n" not in line and b"\r" not in line:
             return line
         return self._verdict(line, limit) or line
