@@ -19,12 +19,14 @@ from clamsmtpd.addresses import AddressError, parse_address
 from clamsmtpd.templates import check_header
 from clamsmtpd.values import (
     Action,
+    ActionFor,
     Address,
     Listen,
     NextHop,
     OutTls,
     TrustedClients,
     UnixAddress,
+    Unjudged,
 )
 
 __all__ = [
@@ -48,19 +50,25 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings, checked. Seconds are whole; paths are absolute. ``workers`` is None for automatic."""
+    """All settings, checked. Seconds are whole; paths are absolute.
+
+    ``keep_alives`` and ``workers`` are None for automatic. ``actions_for`` are in their order in the file.
+    """
 
     action: Action
-    clam_address: Address
+    actions_for: tuple[ActionFor, ...]
+    clam_addresses: tuple[Address, ...]
     header: str
-    keep_alives: int
+    keep_alives: int | None
     listen: tuple[Listen, ...]
     max_connections: int
     out_address: NextHop | None
     out_tls: OutTls
+    oversize: Unjudged
     pid_file: str | None
     proxy_protocol: bool
     quarantine: bool
+    scan_failure: Unjudged
     temp_directory: str
     time_out: int
     tls_certificate: str | None
@@ -113,6 +121,25 @@ def _action(text: str) -> Action:
         return Action(text.lower())
     except ValueError:
         raise ValueError(f'"{text}" is not known; give drop, bounce or pass') from None
+
+
+def _action_for(text: str) -> ActionFor:
+    words = text.split()
+    if len(words) != 2:  # noqa: PLR2004
+        raise ValueError(f'"{text}" is no pattern and action; write them as Heuristics.Encrypted.* pass')
+    return ActionFor(words[0], _action(words[1]))
+
+
+def _unjudged(*choices: Unjudged) -> Callable[[str], Unjudged]:
+    *most, last = (choice.value for choice in choices)
+
+    def parse(text: str) -> Unjudged:
+        for choice in choices:
+            if text.lower() == choice.value:
+                return choice
+        raise ValueError(f'"{text}" is not known; give {", ".join(most)} or {last}')
+
+    return parse
 
 
 # Seconds in 1.x were a C int: a file that says "practically never" must still be taken.
@@ -252,16 +279,19 @@ def _user(text: str) -> str:
     raise ValueError(f'"{text}" is no user; give a user name or number')
 
 
+def _automatic_or(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    def parse_both(text: str) -> int | None:
+        if text.lower() == "automatic":
+            return None
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or automatic") from None
+
+    return parse_both
+
+
 _WORKERS_MAX = 256
-
-
-def _workers(text: str) -> int | None:
-    if text.lower() == "automatic":
-        return None
-    try:
-        return _number(1, _WORKERS_MAX)(text)
-    except ValueError as error:
-        raise ValueError(f"{error}, or automatic") from None
 
 
 def _command(text: str) -> str | None:
@@ -279,12 +309,27 @@ SETTINGS: tuple[Setting, ...] = (
         "message is delivered with an X-Virus-Infected header field that names the virus.",
     ),
     Setting(
+        "ActionFor",
+        "actions_for",
+        _action_for,
+        None,
+        "A pattern and an action, with a blank between them: what becomes of a message whose virus has a name that the "
+        "pattern matches, in place of Action. In the pattern * stands for any characters, ? for one, and [...] for one "
+        "of those; case does not matter. Examples are Heuristics.Encrypted.* pass, PUA.* pass and *.UNOFFICIAL bounce. "
+        "It may be given several times; the first one that matches counts.",
+        "none",
+        many=True,
+    ),
+    Setting(
         "ClamAddress",
-        "clam_address",
+        "clam_addresses",
         _address(3310, "127.0.0.1"),
         "/var/run/clamav/clamd",
         "Where clamd(8) listens. Through a unix socket a message is handed over as an open file, without any shared "
-        "folder; over TCP it is sent as a stream. A port alone is on this host, an address alone has port 3310.",
+        "folder; over TCP it is sent as a stream. A port alone is on this host, an address alone has port 3310. It may "
+        "be given several times: each message goes to the one that has the least to do, and to another one if that "
+        "fails (see SCANNERS in clamsmtpd(8)).",
+        many=True,
     ),
     Setting(
         "Header",
@@ -299,10 +344,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "KeepAlives",
         "keep_alives",
-        _number(0, _SECONDS_MAX),
-        "0",
+        _automatic_or(_number(0, _SECONDS_MAX)),
+        "automatic",
         "Seconds between NOOP commands to the next hop while a message is received and scanned, so that it does not "
-        "give up waiting. 0 sends none.",
+        "give up waiting. 0 sends none; automatic sends one for each minute or so that a message takes, and so none "
+        "for most.",
     ),
     Setting(
         "Listen",
@@ -345,6 +391,15 @@ SETTINGS: tuple[Setting, ...] = (
         "or of the file that the environment variable SSL_CERT_FILE names.",
     ),
     Setting(
+        "Oversize",
+        "oversize",
+        _unjudged(Unjudged.DEFER, Unjudged.PASS, Unjudged.BOUNCE),
+        "defer",
+        "What becomes of a message that is larger than what clamd looks at (MaxFileSize, MaxScanSize and "
+        "StreamMaxLength in clamd.conf(5)). With defer the client is told 451 and keeps it; with bounce it is told "
+        "552; with pass the message is delivered unscanned, with an X-Virus-Unscanned header field that says so.",
+    ),
+    Setting(
         "PidFile",
         "pid_file",
         _path_or_none,
@@ -366,6 +421,15 @@ SETTINGS: tuple[Setting, ...] = (
         _switch,
         "off",
         "Keep infected messages in TempDirectory, in files named virus.XXXXXX, where X is a random letter or digit.",
+    ),
+    Setting(
+        "ScanFailure",
+        "scan_failure",
+        _unjudged(Unjudged.DEFER, Unjudged.PASS),
+        "defer",
+        "What becomes of a message for which no scanner has a verdict, for as long as the client can wait. With defer "
+        "the client is told 451 and keeps it; with pass the message is delivered unscanned, with an X-Virus-Unscanned "
+        "header field that says so.",
     ),
     Setting(
         "TempDirectory",
@@ -439,7 +503,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "Workers",
         "workers",
-        _workers,
+        _automatic_or(_number(1, _WORKERS_MAX)),
         "automatic",
         "How many processes share the work, under one more that watches over them; with 1 there is only the one. "
         "automatic is one for each two processors, as clamd has most of the work, and 8 at most. MaxConnections holds "
@@ -495,12 +559,17 @@ def load(path: str, overrides: Sequence[tuple[str, str, str]] = (), *, required:
     values = _collect(lines, len(overrides), warnings)
     for setting in SETTINGS:
         if setting.attribute not in values:
-            value = None if setting.default is None else setting.parse(setting.default)
-            line = _Line(path, setting.name, setting.default or "")
-            values[setting.attribute] = (line, (value,) if setting.many else value)
+            values[setting.attribute] = (_Line(path, setting.name, setting.default or ""), _default(setting))
     settings = Settings(**{attribute: value for attribute, (_, value) in values.items()})
     _check_together(settings, path, {attribute: line.where for attribute, (line, _) in values.items()})
     return Loaded(settings, tuple(printable(warning) for warning in warnings))
+
+
+def _default(setting: Setting) -> Any:  # noqa: ANN401 - of the setting's own type
+    if setting.default is None:
+        return () if setting.many else None
+    value = setting.parse(setting.default)
+    return (value,) if setting.many else value
 
 
 def _collect(lines: Sequence[_Line], overrides: int, warnings: list[str]) -> dict[str, tuple[_Line, Any]]:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from clamsmtpd import hooks, policy
-from clamsmtpd.clamd.client import EarlyScan, Scanner
+from clamsmtpd.clamd.client import EarlyScan
+from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import Settings
 from clamsmtpd.headers import HeaderTemplate
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.log import escape, message_line
-from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, UNSCANNED, Metrics
+from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, UNSCANNED, Metrics
 from clamsmtpd.spool import Spool
-from clamsmtpd.values import Clean, Decision, Defer, Deliver, Envelope, Infected, Unscanned, Verdict
+from clamsmtpd.values import Clean, Decision, Defer, Deliver, Envelope, Infected, Oversize, Unscanned, Verdict
 
 __all__ = ["Inspector", "Route"]
 
@@ -46,18 +47,18 @@ class Inspector:
     ``clock`` gives an aware local time. Messages are counted in ``row``, one of :class:`Metrics`.
     """
 
-    __slots__ = ("_clock", "_hooks", "_row", "_scanner", "_settings", "_template")
+    __slots__ = ("_clock", "_hooks", "_pool", "_row", "_settings", "_template")
 
     def __init__(
         self,
         settings: Settings,
-        scanner: Scanner,
+        pool: Pool,
         hook_runner: HookRunner,
         clock: Callable[[], datetime] = _now,
         row: memoryview | None = None,
     ) -> None:
         self._settings = settings
-        self._scanner = scanner
+        self._pool = pool
         self._hooks = hook_runner
         self._template = HeaderTemplate(settings.header)
         self._clock = clock
@@ -65,7 +66,7 @@ class Inspector:
 
     def begin(self, message: Spool) -> EarlyScan | None:
         """Have a message scanned while it comes in, where that saves time; cancel it if the message is given up."""
-        return self._scanner.begin(message)
+        return self._pool.begin(message)
 
     async def inspect(
         self, message: Spool, envelope: Envelope, route: Route, *, stuffed: bool, early: EarlyScan | None = None
@@ -78,7 +79,7 @@ class Inspector:
         self._count(verdict, message)
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s: %s", route.tag, message_line(envelope, verdict))
-        if isinstance(verdict, Unscanned):
+        if isinstance(verdict, Unscanned | Oversize):
             _log.warning("%s: no verdict: %s", route.tag, escape(verdict.reason))
         elif isinstance(verdict, Infected):
             try:
@@ -99,12 +100,14 @@ class Inspector:
                 self._row[INFECTED] += 1
             case Unscanned():
                 self._row[UNSCANNED] += 1
+            case Oversize():
+                self._row[OVERSIZE] += 1
         self._row[OCTETS] += message.size
 
     async def _scan(self, message: Spool, early: EarlyScan | None, *, stuffed: bool) -> Verdict:
         try:
             message.seal(stuffed=stuffed)
-            return await self._scanner.scan(message, early)
+            return await self._pool.scan(message, early)
         except OSError as error:
             return Unscanned(f"spool in {self._settings.temp_directory}: {error}")
 

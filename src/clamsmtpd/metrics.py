@@ -10,10 +10,15 @@ __all__ = [
     "INFECTED",
     "METRICS",
     "OCTETS",
+    "OVERSIZE",
+    "PASSED",
     "REFUSED",
     "ROW_SIZE",
+    "SCANNERS",
     "SERVING",
     "SESSIONS",
+    "SPARED",
+    "TURNED_AWAY",
     "UNSCANNED",
     "Metric",
     "Metrics",
@@ -33,17 +38,39 @@ METRICS: tuple[Metric, ...] = (
     Metric("refused", "connections that were told 421, as MaxConnections was reached"),
     Metric("clean", "messages in which clamd found nothing"),
     Metric("infected", "messages with a virus"),
-    Metric("unscanned", "messages without a verdict, which the client was told to send again"),
+    Metric("unscanned", "messages without a verdict, as the scanners failed"),
+    Metric("oversize", "messages without a verdict, as they are larger than what clamd looks at"),
+    Metric("passed", "messages without a verdict that were delivered, as the settings say"),
+    Metric("spared", "messages that had their verdict from the scan of another with the same octets"),
+    Metric("turned_away", "messages that were refused before their text, as there was no hope of a verdict in time"),
     Metric("octets", "octets of all messages that came in whole"),
     Metric("sessions", "connections that are open now", gauge=True),
     Metric("workers", "processes that accept connections now", gauge=True),
+    Metric("scanners", "scanners that can be used now, as each worker sees it", gauge=True),
 )
 
 # Indices into a row: to count costs one addition at a known place, and no name is looked up for it.
-CONNECTIONS, REFUSED, CLEAN, INFECTED, UNSCANNED, OCTETS, SESSIONS, SERVING = range(len(METRICS))
+(
+    CONNECTIONS,
+    REFUSED,
+    CLEAN,
+    INFECTED,
+    UNSCANNED,
+    OVERSIZE,
+    PASSED,
+    SPARED,
+    TURNED_AWAY,
+    OCTETS,
+    SESSIONS,
+    SERVING,
+    SCANNERS,
+) = range(len(METRICS))
 
-#: Octets of a row: eight for each number. With eight of them no two workers write to the same cache line.
-ROW_SIZE = 8 * len(METRICS)
+# Octets that a processor takes at once. What two workers write is never in the same of them.
+_CACHE_LINE = 64
+
+#: Octets of a row: eight for each number, and what is left of the last cache line.
+ROW_SIZE = -(-8 * len(METRICS) // _CACHE_LINE) * _CACHE_LINE
 
 
 class Metrics:
@@ -58,8 +85,8 @@ class Metrics:
 
     def __init__(self, memory: memoryview | None = None) -> None:
         cells = (memoryview(bytearray(ROW_SIZE)) if memory is None else memory).cast("q")
-        length = len(METRICS)
-        self._rows = [cells[start : start + length] for start in range(0, len(cells), length)]
+        length = ROW_SIZE // 8
+        self._rows = [cells[start : start + len(METRICS)] for start in range(0, len(cells), length)]
 
     def row(self, worker: int) -> memoryview:
         """Return the row of one worker: a number for each of ``METRICS``, to be counted up in place."""

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-from clamsmtpd.clamd.client import Scanner
+from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.commons import Commons, Share
 from clamsmtpd.config import Settings
 from clamsmtpd.hooks import HookRunner
@@ -72,13 +72,13 @@ class Server:
         self._places = share.places
         # A turn in which one worker takes all who wait gives it all those connections for as long as they last.
         self._batch = ACCEPT_BATCH if share.workers == 1 else 1
-        self._scanner = Scanner(settings.clam_address, time_out=settings.time_out)
+        self._pool = Pool(settings.clam_addresses, time_out=settings.time_out)
         self._hooks = HookRunner()
         self._poller = Poller()
         self._host = Host(
             settings=settings,
             poller=self._poller,
-            inspector=Inspector(settings, self._scanner, self._hooks, row=share.row),
+            inspector=Inspector(settings, self._pool, self._hooks, row=share.row),
             ended=self._on_ended,
             certificate=certificate,
             out_context=client_context(settings.out_tls),
@@ -113,7 +113,7 @@ class Server:
             self._empty.clear()
             await self._empty.wait()
         await self._hooks.drain(HOOK_LIMIT)
-        self._scanner.close()
+        self._pool.close()
         self._poller.close()
         if self._reserve >= 0:
             os.close(self._reserve)

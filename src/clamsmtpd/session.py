@@ -728,7 +728,7 @@ class Session:
             self.run(self.relay.timed_out)
 
     def _schedule_keep_alive(self) -> None:
-        self._keep_alive = self._loop.call_later(self._host.settings.keep_alives, self._on_keep_alive)
+        self._keep_alive = self._loop.call_later(self._host.settings.keep_alives or 0, self._on_keep_alive)
 
     def _on_keep_alive(self) -> None:
         self._schedule_keep_alive()

@@ -13,6 +13,7 @@ from typing import TypeVar, dataclass_transform
 
 __all__ = [
     "Action",
+    "ActionFor",
     "Address",
     "Bounce",
     "Clean",
@@ -25,10 +26,12 @@ __all__ = [
     "Listen",
     "NextHop",
     "OutTls",
+    "Oversize",
     "StartError",
     "TcpAddress",
     "TrustedClients",
     "UnixAddress",
+    "Unjudged",
     "Unscanned",
     "Verdict",
     "record",
@@ -56,6 +59,28 @@ class Action(enum.Enum):
     DROP = "drop"
     BOUNCE = "bounce"
     PASS = "pass"
+
+
+@dataclass(frozen=True, slots=True)
+class ActionFor:
+    """What the settings want done with a message whose virus has a name that ``pattern`` matches.
+
+    ``pattern`` is that of a shell: ``*``, ``?`` and ``[...]``.
+    """
+
+    pattern: str
+    action: Action
+
+    def __str__(self) -> str:
+        return f"{self.pattern} {self.action.value}"
+
+
+class Unjudged(enum.Enum):
+    """What the settings want done with a message that no scanner has judged."""
+
+    DEFER = "defer"
+    PASS = "pass"
+    BOUNCE = "bounce"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +203,17 @@ class Unscanned:
     reason: str
 
 
-Verdict = Clean | Infected | Unscanned
+@dataclass(frozen=True, slots=True)
+class Oversize:
+    """There is no verdict, for the scanner does not look at so much. ``reason`` is one line for the log.
+
+    No scanner's fault and no virus: the same message will not fare better the next time.
+    """
+
+    reason: str
+
+
+Verdict = Clean | Infected | Unscanned | Oversize
 
 
 @record

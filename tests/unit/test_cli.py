@@ -91,7 +91,7 @@ def test_old_flags_are_taken_with_a_warning_each(started: Started, config: str) 
     assert cli.main([*arguments, "-f", config]) == 0
     settings = started.settings
     assert settings.action is Action.BOUNCE
-    assert settings.clam_address == TcpAddress("192.0.2.1", 3310)
+    assert settings.clam_addresses == (TcpAddress("192.0.2.1", 3310),)
     assert settings.temp_directory == "/spool"
     assert settings.header == "X-A:b"
     assert settings.listen == (Listen(TcpAddress(None, 10030)),)

@@ -10,7 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clamsmtpd.config import SETTINGS, ConfigError, Settings, load
-from clamsmtpd.values import Action, Listen, NextHop, OutTls, TcpAddress, TrustedClients, UnixAddress
+from clamsmtpd.values import (
+    Action,
+    ActionFor,
+    Listen,
+    NextHop,
+    OutTls,
+    TcpAddress,
+    TrustedClients,
+    UnixAddress,
+    Unjudged,
+)
 
 OUT = "OutAddress: 127.0.0.1:10026\n"
 
@@ -37,16 +47,19 @@ def error(folder: Path, text: str | bytes, *overrides: tuple[str, str, str]) -> 
 def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
     assert read(tmp_path, OUT) == Settings(
         action=Action.DROP,
-        clam_address=UnixAddress("/var/run/clamav/clamd"),
+        actions_for=(),
+        clam_addresses=(UnixAddress("/var/run/clamav/clamd"),),
         header="X-Virus-Scanned: ClamAV using ClamSMTP",
-        keep_alives=0,
+        keep_alives=None,
         listen=(Listen(TcpAddress(None, 10025)),),
         max_connections=64,
         out_address=NextHop(TcpAddress("127.0.0.1", 10026)),
         out_tls=OutTls.OFF,
+        oversize=Unjudged.DEFER,
         pid_file=None,
         proxy_protocol=False,
         quarantine=False,
+        scan_failure=Unjudged.DEFER,
         temp_directory="/tmp",
         time_out=180,
         tls_certificate=None,
@@ -67,9 +80,22 @@ def test_the_defaults_are_those_of_old(tmp_path: Path) -> None:
         ("Action: BOUNCE", "action", Action.BOUNCE),
         ("action:pass", "action", Action.PASS),
         ("  ACTION \t:\t drop  ", "action", Action.DROP),
-        ("ClamAddress: 3310", "clam_address", TcpAddress("127.0.0.1", 3310)),
-        ("ClamAddress: 192.0.2.1", "clam_address", TcpAddress("192.0.2.1", 3310)),
-        ("ClamAddress: /run/clamd.ctl", "clam_address", UnixAddress("/run/clamd.ctl")),
+        ("ClamAddress: 3310", "clam_addresses", (TcpAddress("127.0.0.1", 3310),)),
+        ("ClamAddress: 192.0.2.1", "clam_addresses", (TcpAddress("192.0.2.1", 3310),)),
+        ("ClamAddress: /run/clamd.ctl", "clam_addresses", (UnixAddress("/run/clamd.ctl"),)),
+        (
+            "ActionFor: *.UNOFFICIAL bounce\nActionFor:  PUA.*\tPASS",
+            "actions_for",
+            (ActionFor("*.UNOFFICIAL", Action.BOUNCE), ActionFor("PUA.*", Action.PASS)),
+        ),
+        (
+            "ClamAddress: 3310\nClamAddress: /run/clamd.ctl",
+            "clam_addresses",
+            (TcpAddress("127.0.0.1", 3310), UnixAddress("/run/clamd.ctl")),
+        ),
+        ("ScanFailure: Pass", "scan_failure", Unjudged.PASS),
+        ("Oversize: bounce", "oversize", Unjudged.BOUNCE),
+        ("KeepAlives: Automatic", "keep_alives", None),
         ("Header:", "header", ""),
         ("Header: X-Checked: by %i on %d \\r\\n\\tat %l", "header", "X-Checked: by %i on %d \\r\\n\\tat %l"),
         ("Header: Received: from %i", "header", "Received: from %i"),
@@ -177,6 +203,13 @@ def test_a_relative_path_without_a_working_directory(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "ActionFor: PUA.*",
+            'FILE:2: ActionFor: "PUA.*" is no pattern and action; write them as Heuristics.Encrypted.* pass',
+        ),
+        ("ActionFor: PUA.* keep", 'FILE:2: ActionFor: "keep" is not known; give drop, bounce or pass'),
+        ("ScanFailure: bounce", 'FILE:2: ScanFailure: "bounce" is not known; give defer or pass'),
+        ("Oversize: drop", 'FILE:2: Oversize: "drop" is not known; give defer, pass or bounce'),
         ("Action: dorp", 'FILE:2: Action: "dorp" is not known; give drop, bounce or pass'),
         ("Quarantine: maybe", 'FILE:2: Quarantine: "maybe" is not known; give on or off'),
         ("Bounce: maybe", 'FILE:2: Bounce: "maybe" is not known; give on or off'),
@@ -190,7 +223,10 @@ def test_a_relative_path_without_a_working_directory(tmp_path: Path, monkeypatch
             "TimeOut: 2147483648",
             'FILE:2: TimeOut: "2147483648" is out of range; give a whole number from 1 to 2147483647',
         ),
-        ("KeepAlives: 1.5", 'FILE:2: KeepAlives: "1.5" is no whole number; give one from 0 to 2147483647'),
+        (
+            "KeepAlives: 1.5",
+            'FILE:2: KeepAlives: "1.5" is no whole number; give one from 0 to 2147483647, or automatic',
+        ),
         ("TimeOut:", "FILE:2: TimeOut: a value is missing; give one, or leave the line out"),
         ("TempDirectory:", "FILE:2: TempDirectory: a value is missing; give one, or leave the line out"),
         ("User: -1", 'FILE:2: User: "-1" is no user; give a user name or number'),

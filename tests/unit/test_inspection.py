@@ -11,7 +11,8 @@ from typing import cast
 
 import pytest
 
-from clamsmtpd.clamd.client import EarlyScan, Scanner
+from clamsmtpd.clamd.client import EarlyScan
+from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import Settings, load
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector, Route
@@ -58,9 +59,7 @@ def inspect(
     folder: Path, verdict: Verdict | OSError, *lines: str, text: bytes = b"x\r\n", stuffed: bool = False
 ) -> tuple[Decision, Oracle, Hooks]:
     oracle, hooks = Oracle(verdict), Hooks()
-    inspector = Inspector(
-        settings(folder, *lines), cast("Scanner", oracle), cast("HookRunner", hooks), clock=lambda: NOON
-    )
+    inspector = Inspector(settings(folder, *lines), cast("Pool", oracle), cast("HookRunner", hooks), clock=lambda: NOON)
     spool = Spool(str(folder), "test")
     spool.append(text)
     try:
@@ -138,7 +137,7 @@ def test_what_cannot_be_kept_is_not_dropped(
 )
 def test_a_message_is_counted_with_its_octets(tmp_path: Path, verdict: Verdict, counted: int) -> None:
     row = Metrics().row(0)
-    inspector = Inspector(settings(tmp_path), cast("Scanner", Oracle(verdict)), cast("HookRunner", Hooks()), row=row)
+    inspector = Inspector(settings(tmp_path), cast("Pool", Oracle(verdict)), cast("HookRunner", Hooks()), row=row)
     for _ in range(2):
         spool = Spool(str(tmp_path), "test")
         spool.append(b"12345\r\n")
@@ -149,7 +148,7 @@ def test_a_message_is_counted_with_its_octets(tmp_path: Path, verdict: Verdict, 
 
 def test_the_clock_is_the_time_zone_of_the_machine(tmp_path: Path) -> None:
     inspector = Inspector(
-        settings(tmp_path, "Header: X: %d"), cast("Scanner", Oracle(Clean())), cast("HookRunner", Hooks())
+        settings(tmp_path, "Header: X: %d"), cast("Pool", Oracle(Clean())), cast("HookRunner", Hooks())
     )
     spool = Spool(str(tmp_path), "test")
     decision = asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False))

@@ -8,10 +8,15 @@ from clamsmtpd.metrics import (
     INFECTED,
     METRICS,
     OCTETS,
+    OVERSIZE,
+    PASSED,
     REFUSED,
     ROW_SIZE,
+    SCANNERS,
     SERVING,
     SESSIONS,
+    SPARED,
+    TURNED_AWAY,
     UNSCANNED,
     Metrics,
 )
@@ -23,12 +28,24 @@ def shared(workers: int) -> Metrics:
 
 def test_each_number_stands_where_its_name_says() -> None:
     metrics = shared(1)
-    indices = (CONNECTIONS, REFUSED, CLEAN, INFECTED, UNSCANNED, OCTETS, SESSIONS, SERVING)
-    for index in indices:
-        metrics.row(0)[index] = index + 1
-    assert str(metrics) == (
-        "connections=1, refused=2, clean=3, infected=4, unscanned=5, octets=6, sessions=7, workers=8"
-    )
+    indices = {
+        "connections": CONNECTIONS,
+        "refused": REFUSED,
+        "clean": CLEAN,
+        "infected": INFECTED,
+        "unscanned": UNSCANNED,
+        "oversize": OVERSIZE,
+        "passed": PASSED,
+        "spared": SPARED,
+        "turned_away": TURNED_AWAY,
+        "octets": OCTETS,
+        "sessions": SESSIONS,
+        "workers": SERVING,
+        "scanners": SCANNERS,
+    }
+    for number, index in enumerate(indices.values(), 1):
+        metrics.row(0)[index] = number
+    assert str(metrics) == ", ".join(f"{name}={number}" for number, name in enumerate(indices, 1))
 
 
 def test_the_total_is_that_of_all_workers() -> None:
@@ -58,9 +75,13 @@ def test_what_a_dead_worker_has_counted_stays_and_what_it_had_open_does_not() ->
         for index in range(len(METRICS)):
             metrics.row(worker)[index] = 5
     metrics.forget_now(0)
-    assert str(metrics) == (
-        "connections=10, refused=10, clean=10, infected=10, unscanned=10, octets=10, sessions=5, workers=5"
-    )
+    assert [metrics.total(index) for index, metric in enumerate(METRICS) if metric.gauge] == [5, 5, 5]
+    assert {metrics.total(index) for index, metric in enumerate(METRICS) if not metric.gauge} == {10}
+
+
+def test_no_two_workers_write_to_the_same_cache_line() -> None:
+    assert ROW_SIZE % 64 == 0
+    assert ROW_SIZE >= 8 * len(METRICS)
 
 
 def test_the_fewest_sessions_are_those_of_a_worker_that_accepts_clients() -> None:
