@@ -64,6 +64,16 @@ def test_a_verdict_is_forgotten_in_time() -> None:
     assert not verdicts.may_know(4)
 
 
+def test_a_scan_under_way_does_not_shorten_the_memory_of_others() -> None:
+    clock = Clock()
+    (verdicts,) = workers(1, clock)
+    verdicts.keep(mark(b"text"), Clean())
+    verdicts.announce(mark(b"other"))
+    clock.now += KEPT_FOR
+    assert verdicts.may_know(4)
+    assert verdicts.find(mark(b"other")) == (None, False)
+
+
 def test_what_is_no_verdict_is_not_kept() -> None:
     (verdicts,) = workers(1)
     verdicts.keep(mark(b"text"), Unscanned("no scanner"))
