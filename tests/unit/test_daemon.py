@@ -37,6 +37,7 @@ def _process_as_before() -> Iterator[None]:
     yield
     signal.signal(signal.SIGHUP, hangup)
     logger.handlers[:] = handlers
+    logger.filters.clear()
     logger.setLevel(level)
     logger.propagate = propagate
     for name, value in before.items():
