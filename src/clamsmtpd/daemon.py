@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from clamsmtpd import __version__, log, worker
 from clamsmtpd.commons import Commons
 from clamsmtpd.config import Settings
+from clamsmtpd.descriptors import shed
 from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.metrics import SERVING, SESSIONS
 from clamsmtpd.pidfile import PidFile
@@ -38,6 +39,8 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
     ``foreground_level`` is that of ``-d``, None to leave the terminal. ``warnings`` are told to
     whoever starts it. The process that started a daemon in the background returns as soon as that is serving.
     """
+    # Before the first socket is opened.
+    shed()
     log.configure(_LEVEL_AT_START if foreground_level is None else foreground_level)
     for warning in warnings:
         _log.warning("%s", warning)

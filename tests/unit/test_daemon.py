@@ -80,6 +80,8 @@ def serve_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
         monkeypatch.setattr(worker, "Server", Server)
 
     use(lambda _stop: None)
+    # What this process has from whoever runs the tests is not the daemon's to close.
+    monkeypatch.setattr(daemon, "shed", lambda: None)
     # Whether the tests run as root is not their matter.
     monkeypatch.setattr("clamsmtpd.daemon.os.geteuid", lambda: 1000)
     return use
@@ -302,6 +304,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, serve_as: Callable[[Story], None]) ->
         def remove(self) -> None:
             done.append("remove pid file")
 
+    monkeypatch.setattr(daemon, "shed", lambda: done.append("shed"))
     monkeypatch.setattr(daemon, "find_user", find_user)
     monkeypatch.setattr(daemon, "listen", listen)
     monkeypatch.setattr(daemon, "PidFile", PidFile)
@@ -316,7 +319,7 @@ def test_all_that_needs_root_is_done_before_it_is_given_up_and_the_network_is_re
     settings: Settings, steps: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert daemon.run(dataclasses.replace(settings, user="mail"), foreground_level=2) == 0
-    before = ["find user", "listen", "write pid file", "raise limit"]
+    before = ["shed", "find user", "listen", "write pid file", "raise limit"]
     assert steps == [*before, "become mail", "serve", "remove pid file"]
     assert _errors(capsys) == []
 
@@ -337,5 +340,5 @@ def test_root_without_a_user_is_warned_once(
     settings: Settings, steps: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert daemon.run(dataclasses.replace(settings, pid_file=None), foreground_level=2) == 0
-    assert steps == ["listen", "raise limit", "serve"]
+    assert steps == ["shed", "listen", "raise limit", "serve"]
     assert _errors(capsys) == ["clamsmtpd: running as root is not needed; give a user with the setting User"]
