@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from clamsmtpd.metrics import SERVING, SESSIONS
 from clamsmtpd.pidfile import PidFile
 from clamsmtpd.privileges import become, find_user, raise_descriptor_limit
 from clamsmtpd.supervisor import Supervisor, Tie, automatic_workers
+from clamsmtpd.tempdirectory import check_temp_directory
 from clamsmtpd.tls import Certificate, client_context
 from clamsmtpd.values import Listen, StartError, UnixAddress
 
@@ -42,8 +42,7 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
     # Before the first socket is opened.
     shed()
     log.configure(_LEVEL_AT_START if foreground_level is None else foreground_level)
-    for warning in warnings:
-        _log.warning("%s", warning)
+    _warn(*warnings)
     pid_file: PidFile | None = None
     listeners: list[Listener] = []
     try:
@@ -61,7 +60,7 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
             become(user)
         if os.geteuid() == 0:
             _log.warning("running as root is not needed; give a user with the setting User")
-        _check_temp_directory(settings.temp_directory)
+        _warn(*check_temp_directory(settings.temp_directory))
         if certificate is not None:
             _warn(certificate.renewable())
         status = _serve(settings, listeners, certificate, pid_file, ready)
@@ -225,18 +224,7 @@ def _leave_terminal() -> None:
     os.close(null)
 
 
-def _check_temp_directory(path: str) -> None:
-    """Find out now, as the user we are, what would otherwise fail every message. Raises StartError."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise StartError(f"TempDirectory: {path}: {error.strerror}; give a directory that exists") from None
-    if not stat.S_ISDIR(mode) or not os.access(path, os.W_OK | os.X_OK):
-        raise StartError(f"TempDirectory: cannot write to {path}; give a directory that the daemon's user owns")
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        _log.warning("TempDirectory: others may write to %s and have no sticky bit in their way", path)
-
-
-def _warn(warning: str | None) -> None:
-    if warning is not None:
-        _log.warning("%s", warning)
+def _warn(*warnings: str | None) -> None:
+    for warning in warnings:
+        if warning is not None:
+            _log.warning("%s", warning)
