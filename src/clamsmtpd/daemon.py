@@ -14,7 +14,7 @@ from clamsmtpd.descriptors import shed
 from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.metrics import SERVING, SESSIONS
 from clamsmtpd.pidfile import PidFile
-from clamsmtpd.privileges import become, find_user, raise_descriptor_limit
+from clamsmtpd.privileges import become, drop_capabilities, find_user, forbid_core_dumps, raise_descriptor_limit
 from clamsmtpd.supervisor import Supervisor, Tie, automatic_workers
 from clamsmtpd.tempdirectory import check_temp_directory
 from clamsmtpd.tls import Certificate, client_context
@@ -56,8 +56,10 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
         if settings.pid_file:
             pid_file = PidFile(settings.pid_file)
         _warn(raise_descriptor_limit(settings.max_connections))
+        forbid_core_dumps()
         if user is not None and os.geteuid() == 0:
             become(user)
+        drop_capabilities()
         if os.geteuid() == 0:
             _log.warning("running as root is not needed; give a user with the setting User")
         _warn(*check_temp_directory(settings.temp_directory))

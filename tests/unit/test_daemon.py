@@ -82,6 +82,9 @@ def serve_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
     use(lambda _stop: None)
     # What this process has from whoever runs the tests is not the daemon's to close.
     monkeypatch.setattr(daemon, "shed", lambda: None)
+    # Nor are its rights and limits.
+    monkeypatch.setattr(daemon, "drop_capabilities", lambda: None)
+    monkeypatch.setattr(daemon, "forbid_core_dumps", lambda: None)
     # Whether the tests run as root is not their matter.
     monkeypatch.setattr("clamsmtpd.daemon.os.geteuid", lambda: 1000)
     return use
@@ -298,6 +301,8 @@ def steps(monkeypatch: pytest.MonkeyPatch, serve_as: Callable[[Story], None]) ->
     monkeypatch.setattr(daemon, "listen", listen)
     monkeypatch.setattr(daemon, "PidFile", PidFile)
     monkeypatch.setattr(daemon, "become", lambda user: done.append(f"become {user}"))
+    monkeypatch.setattr(daemon, "drop_capabilities", lambda: done.append("drop capabilities"))
+    monkeypatch.setattr(daemon, "forbid_core_dumps", lambda: done.append("forbid core dumps"))
     monkeypatch.setattr(daemon, "raise_descriptor_limit", lambda _connections: done.append("raise limit"))
     monkeypatch.setattr("clamsmtpd.daemon.os.geteuid", lambda: 1000 if "become mail" in done else 0)
     serve_as(lambda _stop: done.append("serve"))
@@ -308,8 +313,8 @@ def test_all_that_needs_root_is_done_before_it_is_given_up_and_the_network_is_re
     settings: Settings, steps: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert daemon.run(dataclasses.replace(settings, user="mail"), foreground_level=2) == 0
-    before = ["shed", "find user", "listen", "write pid file", "raise limit"]
-    assert steps == [*before, "become mail", "serve", "remove pid file"]
+    before = ["shed", "find user", "listen", "write pid file", "raise limit", "forbid core dumps"]
+    assert steps == [*before, "become mail", "drop capabilities", "serve", "remove pid file"]
     assert _errors(capsys) == []
 
 
@@ -329,5 +334,5 @@ def test_root_without_a_user_is_warned_once(
     settings: Settings, steps: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert daemon.run(dataclasses.replace(settings, pid_file=None), foreground_level=2) == 0
-    assert steps == ["shed", "listen", "raise limit", "serve"]
+    assert steps == ["shed", "listen", "raise limit", "forbid core dumps", "drop capabilities", "serve"]
     assert _errors(capsys) == ["clamsmtpd: running as root is not needed; give a user with the setting User"]
