@@ -41,6 +41,9 @@ _RECIPIENTS_MAX = 100_000
 #: Octets of any other value, for the same reason. No path has more (PATH_MAX), and no command line that we take.
 _VALUE_MAX = 8192
 
+#: Descriptors that it takes for a moment to start a process: our pipe, three for the process, two pipes of the loop's.
+_DESCRIPTORS = 9
+
 #: Seconds that a hook's output is still read once the shell has ended: it may have left a process behind.
 _OUTPUT_LIMIT = 1.0
 
@@ -160,6 +163,7 @@ def _cost(variables: Mapping[str, bytes]) -> int:
 
 async def _run(command: str, variables: Mapping[str, bytes], tag: str) -> None:
     try:
+        _check_room()
         # The pipe is ours, not the event loop's: that one would wait for, and keep open, what a process
         # left behind still holds. Output that no log line will show is not read at all.
         receive, send = os.pipe() if _log.isEnabledFor(logging.DEBUG) else (None, None)
@@ -197,6 +201,16 @@ async def _run(command: str, variables: Mapping[str, bytes], tag: str) -> None:
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reading
+
+
+def _check_room() -> None:
+    """Raise OSError if there are too few descriptors left to start a process.
+
+    uvloop leaves those open that it has made for one by then, and each further hook would leave more.
+    """
+    with contextlib.ExitStack() as probes:
+        for _ in range(_DESCRIPTORS):
+            probes.callback(os.close, os.dup(0))
 
 
 async def _log_output(descriptor: int, tag: str) -> None:

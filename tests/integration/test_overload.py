@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clamd import Clamd
+from tests.support.clamd import EICAR, Clamd
 from tests.support.daemon import Daemon
 from tests.support.process import free_port, wait_until
 from tests.support.sink import Sink
@@ -137,15 +137,21 @@ def all_left(daemon: Daemon) -> bool:
 def test_descriptors_run_out_at_every_step_and_no_message_is_lost(
     clamd: Clamd, sink: Sink, start_daemon: Start
 ) -> None:
-    """To accept, for the next hop, for clamd, for the text in memory and in a file: one more each time."""
+    """To accept, for the next hop, clamd, the text in memory, in a file, in quarantine, a hook: one more each time."""
     daemon = start_daemon(
-        f"OutAddress: {sink.address}", f"ClamAddress: {clamd.unix}", "Quarantine: on", "Action: bounce", level=3
+        f"OutAddress: {sink.address}",
+        f"ClamAddress: {clamd.unix}",
+        "Quarantine: on",
+        "Action: bounce",
+        "VirusAction: echo >> ../hooks",
+        level=3,
     )
-    texts = {
-        "small": b"Subject: s\r\n\r\n",
-        "large": b"Subject: l\r\n\r\n" + b"x" * 70 + b"\r\n" + b"y\r\n" * 100_000,
-        "dots": b"Subject: d\r\n\r\n" + b"..x\r\n" * 30_000,
-    }
+    texts = (
+        b"Subject: small\r\n\r\n",
+        b"Subject: large\r\n\r\n" + b"y\r\n" * 100_000,
+        b"Subject: dots\r\n\r\n" + b"..x\r\n" * 30_000,
+        b"Subject: virus\r\n\r\n" + EICAR,
+    )
 
     def outcome(text: bytes) -> int:
         try:
@@ -155,23 +161,28 @@ def test_descriptors_run_out_at_every_step_and_no_message_is_lost(
             return refused.smtp_code
         return 250
 
-    assert [outcome(text) for text in texts.values()] == [250] * 3
+    assert [outcome(text) for text in texts] == [250, 250, 250, 550]
     # Connections to clamd are kept for some time.
     before = daemon.descriptors()
     free = max(int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")) + 1
     codes: list[int] = []
-    for limit in range(free - 3, free + 8):
+    for limit in range(free - 3, free + 16):
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, 4096))
-        codes += [outcome(text) for text in texts.values()]
+        codes += [outcome(text) for text in texts]
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (4096, 4096))
-    assert set(codes) <= {250, 421, 451}, codes
+    assert set(codes) <= {250, 421, 451, 550}, codes
     assert codes[0] == 421
     assert 451 in codes
-    assert codes[-3:] == [250] * 3
-    assert [outcome(text) for text in texts.values()] == [250] * 3
-    assert len(sink.wait_for_messages(codes.count(250) + 6)) == codes.count(250) + 6
-    wait_until(lambda: daemon.descriptors() <= before, "what was open to be closed")
-    assert daemon.spooled() == []
+    assert codes[-4:] == [250, 250, 250, 550]
+    assert 550 not in (*codes[0::4], *codes[1::4], *codes[2::4])
+    assert 250 not in codes[3::4], "a virus went through"
+    assert [outcome(text) for text in texts] == [250, 250, 250, 550]
+    delivered = codes.count(250) + 6
+    assert len(sink.wait_for_messages(delivered)) == delivered
+    wait_until(lambda: daemon.descriptors() <= before + 2, "what was open to be closed")
+    spooled = daemon.spooled()
+    assert len(spooled) == codes.count(550) + 2
+    assert all(name.startswith("virus.") for name in spooled)
     assert "internal error" not in daemon.log()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -135,6 +136,11 @@ def test_recipients_that_the_kernel_would_not_take_are_left_out_whole() -> None:
 # Hooks that run
 
 
+def _children() -> set[str]:
+    """Return the processes of ours that nobody has waited for; other tests have some that run."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Run]:
     """Run a coroutine with a HookRunner. No hook leaves a descriptor or a zombie behind."""
@@ -155,10 +161,10 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Ite
             await asyncio.sleep(0)
             assert len(os.listdir("/proc/self/fd")) == before
 
+        children = _children()
         with asyncio.Runner(loop_factory=LOOPS[request.param]) as loop:
             loop.run(main())
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
+        assert _children() == children
 
     yield run
     logger.propagate = propagate
@@ -329,6 +335,35 @@ def test_one_that_cannot_be_started_is_one_line(run: Run, caplog: pytest.LogCapt
         ("ERROR", "10000F: cannot run the hook: Argument list too long"),
         ("ERROR", "100010: cannot run the hook: Argument list too long"),
     ]
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+@pytest.mark.parametrize("spare", range(16))
+def test_one_for_which_there_are_no_descriptors_leaves_none_open(
+    run: Run, caplog: pytest.LogCaptureFixture, level: int, spare: int
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def story(runner: HookRunner) -> None:
+        caplog.set_level(level, "clamsmtpd")
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, before[1]))
+        try:
+            for _ in range(5):
+                runner.start("exit", {}, "10000F")
+                await runner.drain(5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        caplog.set_level(logging.DEBUG, "clamsmtpd")
+        runner.start("echo again", {"PATH": hooks.PATH}, "T")
+        await runner.drain(5)
+
+    run(story)
+    assert caplog.messages[-2:] == ["T: hook: again", "T: hook ended with status 0"]
+    failures = [message for message in caplog.messages if "cannot run" in message]
+    assert set(failures) <= {"10000F: cannot run the hook: Too many open files"}
+    assert spare or len(failures) == 5
 
 
 def test_one_that_was_killed_is_told_by_its_signal(run: Run, caplog: pytest.LogCaptureFixture) -> None:
