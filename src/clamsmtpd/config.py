@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from clamsmtpd.addresses import AddressError, parse_address
+from clamsmtpd.settingsfile import read_settings_file
 from clamsmtpd.templates import check_header
 from clamsmtpd.values import (
     Action,
@@ -554,7 +555,7 @@ def load(path: str, overrides: Sequence[tuple[str, str, str]] = (), *, required:
         warnings.append(f"{path}: is missing; only the flags count")
         lines: list[_Line] = []
     else:
-        lines = _read(path)
+        lines = _read(path, warnings)
     lines += [_Line(flag, name, value) for flag, name, value in overrides]
     values = _collect(lines, len(overrides), warnings)
     for setting in SETTINGS:
@@ -619,12 +620,15 @@ def _check_together(settings: Settings, path: str, where: dict[str, str]) -> Non
         )
 
 
-def _read(path: str) -> list[_Line]:
+def _read(path: str, warnings: list[str]) -> list[_Line]:
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-            text = file.read()
+        text, warning = read_settings_file(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; name the settings file with -f") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; name the settings file with -f") from None
+    if warning is not None:
+        warnings.append(warning)
     lines = []
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.strip(" \t\r\f\v")

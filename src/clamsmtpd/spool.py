@@ -8,7 +8,7 @@ import os
 import secrets
 import string
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from clamsmtpd.smtp.body import Unstuffing, unstuff
 
@@ -28,6 +28,8 @@ _PIECE = 262144
 # A client that sends octet by octet would otherwise have an object of Python for each.
 _CHUNKS_MAX = 512
 
+_OWN_DESCRIPTORS = "/proc/self/fd"
+
 _LETTERS = string.ascii_letters + string.digits
 
 # How many names to try before it is not bad luck any more.
@@ -35,6 +37,8 @@ _NAMES = 100
 
 #: Octets that may belong to a buffer in which others will follow.
 Octets = bytes | bytearray | memoryview
+
+_Made = TypeVar("_Made")
 
 
 class FileRange:
@@ -296,29 +300,61 @@ class Spool:
 
     def _write_named(self, prefix: str, mode: int, *, lasting: bool = True) -> str:
         """Write the text to a new file with a random name; the file is whole or not there. Raises OSError."""
-        fd, path = _create_named(self._directory, prefix, mode)
+        # It gets its name at last: not even a kill leaves half a file that looks like a whole one.
+        fd, path = _create_without_name(self._directory) if os.path.isdir(_OWN_DESCRIPTORS) else -1, ""
+        if fd < 0:
+            fd, path = _create_named(self._directory, prefix, mode)
         try:
             # The umask of a daemon takes away more than is wanted for a group.
             os.fchmod(fd, mode)
             _write_all(fd, self.pieces())
             if lasting:
                 os.fsync(fd)
+            if not path:
+                path = _give_name(fd, self._directory, prefix)
+                if lasting:
+                    os.fsync(fd)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            if path:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
             raise
         finally:
             os.close(fd)
         return path
 
 
-def _create_named(directory: str, prefix: str, mode: int) -> tuple[int, str]:
+def _claim(directory: str, prefix: str, make: Callable[[str], _Made]) -> tuple[_Made, str]:
+    """Return what ``make`` returns for a random name that nobody has, and the path."""
     for _ in range(_NAMES):
         path = os.path.join(directory, prefix + "".join(secrets.choice(_LETTERS) for _ in range(6)))
-        # O_EXCL neither overwrites a file nor follows a link that somebody put in the way.
         with contextlib.suppress(FileExistsError):
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), path
+            return make(path), path
     raise FileExistsError(errno.EEXIST, f"no free name {prefix}XXXXXX", directory)
+
+
+def _create_named(directory: str, prefix: str, mode: int) -> tuple[int, str]:
+    # O_EXCL neither overwrites a file nor follows a link that somebody put in the way.
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return _claim(directory, prefix, lambda path: os.open(path, flags, mode))
+
+
+def _give_name(fd: int, directory: str, prefix: str) -> str:
+    """Give a file without a name one (open(2), O_TMPFILE), which overwrites nothing either; return its path."""
+    own = f"{_OWN_DESCRIPTORS}/{fd}"
+    # The path is absolute, so that src_dir_fd says nothing, but has Python call linkat(2), which follows links.
+    return _claim(directory, prefix, lambda path: os.link(own, path, src_dir_fd=fd, follow_symlinks=True))[1]
+
+
+def _create_without_name(directory: str) -> int:
+    """Open a new file that has no name; return -1 where there are no such files."""
+    try:
+        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # What file systems without O_TMPFILE, and kernels before it, say.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            raise
+    return -1
 
 
 def _open_in_memory(name: str, directory: str) -> int:
@@ -331,14 +367,15 @@ def _open_in_memory(name: str, directory: str) -> int:
 
 def _open_unnamed(directory: str) -> int:
     """Open a file that nobody else can open and that is gone with the process."""
-    try:
-        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        # What file systems without O_TMPFILE, and kernels before it, say.
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
-            raise
+    fd = _create_without_name(directory)
+    if fd >= 0:
+        return fd
     fd, path = _create_named(directory, "clamsmtpd.", 0o600)
-    os.unlink(path)
+    try:
+        os.unlink(path)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

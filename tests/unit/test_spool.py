@@ -7,6 +7,8 @@ import errno
 import fcntl
 import os
 import re
+import resource
+import signal
 import socket
 import stat
 import tracemalloc
@@ -418,17 +420,31 @@ def test_quarantine_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("clamsmtpd.spool.os.fsync", lambda fd: synced.append(os.fstat(fd).st_size))
     spool = stored(tmp_path, b"v" * 10)
     spool.quarantine()
-    assert synced == [10]
+    assert synced == [10, 10], "the text, and then its name"
     spool.path()
-    assert synced == [10], "what is only for clamd need not be"
+    assert synced == [10, 10], "what is only for clamd need not be"
     spool.close()
 
 
-@pytest.mark.parametrize("call", ["fsync", "pwrite"])
+def without_unnamed_files(monkeypatch: pytest.MonkeyPatch, code: int = errno.EOPNOTSUPP) -> None:
+    real = os.open
+
+    def no_unnamed(path: str, flags: int, mode: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise fails(code)
+        return real(path, flags, mode)
+
+    monkeypatch.setattr("clamsmtpd.spool.os.open", no_unnamed)
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+@pytest.mark.parametrize("call", ["fsync", "pwrite", "fchmod"])
 def test_a_file_that_cannot_be_completed_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, unnamed: bool
 ) -> None:
     spool = stored(tmp_path, b"v" * 10)
+    if not unnamed:
+        without_unnamed_files(monkeypatch)
 
     def full(*_: object) -> int:
         raise fails(errno.ENOSPC)
@@ -437,6 +453,94 @@ def test_a_file_that_cannot_be_completed_is_not_there(
     with pytest.raises(OSError, match="No space left"):
         spool.quarantine()
     assert os.listdir(tmp_path) == []
+    spool.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPERM])
+def test_a_file_that_cannot_be_given_a_name_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise fails(code)
+
+    spool = stored(tmp_path, b"v" * 10)
+    monkeypatch.setattr("clamsmtpd.spool.os.link", refuse)
+    with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+        spool.quarantine()
+    assert os.listdir(tmp_path) == []
+    spool.close()
+
+
+def test_a_name_that_may_be_lost_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_fd: int) -> None:
+        if os.listdir(tmp_path):
+            raise fails(errno.EIO)
+
+    spool = stored(tmp_path, b"v" * 10)
+    monkeypatch.setattr("clamsmtpd.spool.os.fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        spool.quarantine()
+    assert os.listdir(tmp_path) == []
+    spool.close()
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_not_even_a_kill_leaves_half_a_file(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+
+    def killed(descriptor: int, data: bytes, start: int) -> int:
+        real(descriptor, data[:5], start)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 5
+
+    spool = stored(tmp_path, b"v" * size)
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr("clamsmtpd.spool.os.pwrite", killed)
+        spool.quarantine()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert os.listdir(tmp_path) == []
+    spool.close()
+
+
+@pytest.mark.parametrize("missing", ["unnamed files", "/proc"])
+def test_quarantine_works_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    if missing == "/proc":
+        monkeypatch.setattr("clamsmtpd.spool._OWN_DESCRIPTORS", f"{tmp_path}/missing")
+    else:
+        without_unnamed_files(monkeypatch)
+    (tmp_path / "virus.aaaaaa").write_bytes(b"older")
+    names(monkeypatch, "aaaaaabbbbbb")
+    spool = stored(tmp_path, b"v" * 10)
+    path = Path(spool.quarantine())
+    spool.close()
+    assert path.name == "virus.bbbbbb"
+    assert path.read_bytes() == b"v" * 10
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (tmp_path / "virus.aaaaaa").read_bytes() == b"older"
+
+
+def test_without_unnamed_files_every_name_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_unnamed_files(monkeypatch)
+    (tmp_path / "virus.aaaaaa").write_bytes(b"older")
+    monkeypatch.setattr("clamsmtpd.spool.secrets.choice", lambda _: "a")
+    spool = stored(tmp_path, b"new")
+    with pytest.raises(FileExistsError, match=r"no free name virus\.XXXXXX"):
+        spool.quarantine()
+    spool.close()
+
+
+def test_quarantine_in_a_directory_that_has_become_a_link(tmp_path: Path) -> None:
+    """What it leads to decides, as for everything; who may do that is looked at when the daemon starts."""
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    spool = stored(tmp_path / "spool", b"v" * 10)
+    (tmp_path / "spool").rmdir()
+    with pytest.raises(FileNotFoundError):
+        spool.quarantine()
+    (tmp_path / "spool").symlink_to("elsewhere")
+    assert Path(spool.quarantine()).read_bytes() == b"v" * 10
+    assert len(os.listdir(tmp_path / "elsewhere")) == 1
     spool.close()
 
 
@@ -583,19 +687,63 @@ def test_without_files_in_memory_it_is_an_unnamed_one(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT])
 def test_without_unnamed_files_the_name_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    real = os.open
-
-    def no_unnamed(path: str, flags: int, mode: int) -> int:
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise fails(code)
-        return real(path, flags, mode)
-
-    monkeypatch.setattr("clamsmtpd.spool.os.open", no_unnamed)
+    without_unnamed_files(monkeypatch, code)
     spool = stored(tmp_path, b"x" * LARGE)
     assert os.listdir(tmp_path) == []
     assert os.fstat(spool.descriptor()).st_nlink == 0
     assert fcntl.fcntl(spool.descriptor(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     spool.close()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM])
+def test_a_fault_that_is_no_lack_of_unnamed_files_is_told_and_leaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    spool = Spool(str(tmp_path), "x")
+    with monkeypatch.context() as patch:
+        without_unnamed_files(patch, code)
+        for _ in range(2):
+            with pytest.raises(OSError, match=os.strerror(code)):
+                spool.append(b"x" * LARGE)
+        with pytest.raises(OSError, match="not whole"):
+            spool.seal(stuffed=False)
+    spool.close()
+    again = stored(tmp_path, b"x" * LARGE)
+    assert whole(again.descriptor()) == b"x" * LARGE
+    again.close()
+
+
+def test_a_name_that_cannot_be_removed_leaks_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: str) -> None:
+        raise fails(errno.EROFS)
+
+    without_unnamed_files(monkeypatch)
+    monkeypatch.setattr("clamsmtpd.spool.os.unlink", refuse)
+    spool = Spool(str(tmp_path), "x")
+    with pytest.raises(OSError, match="Read-only"):
+        spool.append(b"x" * LARGE)
+    spool.close()
+
+
+def test_a_limit_of_file_sizes_is_a_full_disk_and_no_signal(tmp_path: Path) -> None:
+    """SIGXFSZ would end us: Python has it ignored (RLIMIT_FSIZE, setrlimit(2))."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    small, large, dotted = (stored(tmp_path, b"v" * size) for size in (MEMORY_MAX, LARGE, 10))
+    growing = stored(tmp_path, b"v" * LARGE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        for act in (small.descriptor, small.quarantine, small.path, large.quarantine, large.path):
+            with pytest.raises(OSError, match="File too large"):
+                act()
+        with pytest.raises(OSError, match="File too large"):
+            growing.append(b"x")
+        assert whole(dotted.descriptor()) == b"v" * 10
+        assert os.listdir(tmp_path) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Path(large.quarantine()).stat().st_size == LARGE
+    for spool in (small, large, dotted, growing):
+        spool.close()
 
 
 def test_any_other_fault_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
