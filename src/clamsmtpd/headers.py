@@ -71,6 +71,7 @@ UNTRUSTED = b"X-Untrusted-"
 
 # The names of fields that we add whatever the setting Header says.
 _ALWAYS_OURS = (b"x-virus-infected", b"x-virus-unscanned")
+_START = b"x-virus-"
 
 # The fields of RFC 5322 section 3.6, and those of MIME (RFC 2045 section 3). They are everybody's, even where a
 # template adds one of them: without a From or a Content-Type of its own, a message is not what it was.
@@ -84,7 +85,7 @@ _EVERYBODYS = frozenset(
 class OwnFields:
     """The header fields that nobody but us is to add: X-Virus-Infected, X-Virus-Unscanned and those of a template."""
 
-    __slots__ = ("longest", "names", "pattern")
+    __slots__ = ("longest", "names", "needles", "pattern")
 
     def __init__(self, template: str) -> None:
         names = [
@@ -93,6 +94,9 @@ class OwnFields:
         ours = {*_ALWAYS_OURS, *(name.encode("ascii") for name in names)} - _EVERYBODYS
         #: Their names, in lower case.
         self.names = tuple(sorted(ours))
+        #: Octets of which some are in every such field. To search for a few octets costs less than a pattern, and to
+        #: search once less than three times.
+        self.needles = tuple({_START if name.startswith(_START) else name for name in ours})
         self.longest = max(map(len, ours))
         # A line may start behind a bare CR or LF too: there are readers for whom it does. It may have a dot in front,
         # which the next hop will take away. Obsolete syntax lets blanks stand in front of the colon (RFC 5322 section
@@ -132,9 +136,8 @@ class ForgedFields:
         start = self._position - len(self._tail)
         self._position += len(text)
         self._tail = window[-self._own.longest - 2 :]
-        # Nearly always there is none, and a search for a few octets costs less than a pattern.
-        for name in self._own.names:
-            if name in window:
+        for needle in self._own.needles:
+            if needle in window:
                 break
         else:
             return

@@ -23,8 +23,9 @@ from clamsmtpd.smtp.body import EndOfData, unstuff
 from clamsmtpd.smtp.events import Effect, Inspect, Store, Transmit
 from clamsmtpd.smtp.relay import Relay
 from clamsmtpd.spool import MEMORY_MAX, Spool
-from clamsmtpd.values import Clean, Verdict
+from clamsmtpd.values import Clean, Oversize, Verdict
 from tests.support.spooled import wire
+from tests.support.world import run, world
 
 PLAIN, CHUNKING = b"250 hop\r\n", b"250-hop\r\n250 CHUNKING\r\n"
 SCANNED = b"X-Virus-Scanned: ClamAV using ClamSMTP\r\n"
@@ -219,3 +220,51 @@ def test_whatever_the_message_all_of_it_arrives_and_no_forged_field_does(
         assert is_ours in ([], [("x-virus-scanned", "ClamAV using ClamSMTP")])
     else:
         assert [name for name, _ in is_ours if name != "x-virus-scanned"] == []
+
+
+# ---- what the client hears ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "reply", "texts"),
+    [
+        ("Oversize: defer", b"451 4.3.5 Message is larger than the virus scanner takes now; try again later\r\n", []),
+        ("Oversize: bounce", b"552 5.3.4 Message is larger than the virus scanner takes\r\n", []),
+        (
+            "Oversize: pass",
+            b"250 queued\r\n",
+            [b"X-Untrusted-X-Virus-Scanned: yes\r\nX-Virus-Unscanned: message too large\r\n\r\ntext\r\n"],
+        ),
+    ],
+)
+def test_a_message_that_is_too_large_for_the_scanner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reply: bytes, texts: list[bytes]
+) -> None:
+    async def scan(_pool: Pool, _message: Spool, _early: EarlyScan | None = None) -> Verdict:
+        return Oversize("26 MB are more than 25 MB")
+
+    monkeypatch.setattr(Pool, "scan", scan)
+
+    async def main() -> None:
+        async with world(tmp_path, line, "ScanFailure: pass", "Action: pass") as here:
+            client = await here.client()
+            await client.envelope()
+            assert await client.message(b"X-Virus-Scanned: yes\r\n\r\ntext\r\n") == reply
+            assert here.hop.texts == texts
+            assert (await client.ask(b"NOOP")).startswith(b"250 "), "the session goes on"
+
+    run(main())
+
+
+def test_a_message_with_very_many_forged_fields_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            client = await here.client()
+            await client.envelope()
+            reply = await client.message(b"X-Virus-Scanned: yes\r\n" * 101 + b"\r\n")
+            assert reply == b"550 5.6.0 Message holds too many header fields that only this filter may add\r\n"
+            assert here.hop.texts == []
+            assert (await client.ask(b"NOOP")).startswith(b"250 ")
+            assert here.hop.verbs[-2:] == ["RSET", "NOOP"]
+
+    run(main())
