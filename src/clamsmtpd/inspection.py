@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 
 from clamsmtpd import hooks
 from clamsmtpd.clamd.client import EarlyScan
-from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import Settings
 from clamsmtpd.headers import UNTRUSTED, ForgedFields, HeaderTemplate, OwnFields
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.log import describe, escape, message_line
-from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, PASSED, UNSCANNED, Metrics
+from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, PASSED, TURNED_AWAY, UNSCANNED, Metrics
 from clamsmtpd.policy import Policy
+from clamsmtpd.scans import Scans
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import (
     Bounce,
@@ -29,6 +29,7 @@ from clamsmtpd.values import (
     Ground,
     Infected,
     Oversize,
+    Unjudged,
     Unscanned,
     Verdict,
 )
@@ -60,24 +61,34 @@ def _now() -> datetime:
     return datetime.now(UTC).astimezone()
 
 
+def _say(verdict: Verdict) -> str:
+    match verdict:
+        case Clean():
+            return "clean"
+        case Infected(name):
+            return name
+        case Unscanned(reason) | Oversize(reason):
+            return f"none; {escape(reason)}"
+
+
 class Inspector:
     """Holds what the inspection of every message needs.
 
     ``clock`` gives an aware local time. Messages are counted in ``row``, one of :class:`Metrics`.
     """
 
-    __slots__ = ("_clock", "_hooks", "_own", "_policy", "_pool", "_row", "_settings", "_template")
+    __slots__ = ("_clock", "_hooks", "_own", "_policy", "_row", "_scans", "_settings", "_template")
 
     def __init__(
         self,
         settings: Settings,
-        pool: Pool,
+        scans: Scans,
         hook_runner: HookRunner,
         clock: Callable[[], datetime] = _now,
         row: memoryview | None = None,
     ) -> None:
         self._settings = settings
-        self._pool = pool
+        self._scans = scans
         self._hooks = hook_runner
         self._policy = Policy(
             action=settings.action,
@@ -90,9 +101,18 @@ class Inspector:
         self._clock = clock
         self._row = Metrics().row(0) if row is None else row
 
+    def admits(self) -> bool:
+        """Tell whether a message that comes now can be judged in time; if not, it need not be sent."""
+        # One that passes unscanned if need be can always come.
+        if self._settings.scan_failure is Unjudged.PASS or self._scans.admits():
+            return True
+        self._row[TURNED_AWAY] += 1
+        _log.warning("message refused before its text: no scanner could judge it in time")
+        return False
+
     def begin(self, message: Spool) -> EarlyScan | None:
         """Have a message scanned while it comes in, where that saves time; cancel it if the message is given up."""
-        return self._pool.begin(message)
+        return self._scans.begin(message)
 
     async def inspect(
         self,
@@ -107,19 +127,23 @@ class Inspector:
         """Scan a whole message, log its one line, keep and report a virus, and decide.
 
         ``stuffed`` and ``header`` are those of :class:`smtp.events.Inspect`. Whatever goes wrong on this side ends
-        in :class:`Defer`: the client keeps its message.
+        in :class:`Defer`: the client keeps its message. So does a message that its client has abandoned meanwhile; its
+        verdict is kept for when it comes again, and nothing else is done.
         """
         verdict: Verdict
         decision: Decision
-        template = self._template
-        field = template.render(client=route.client, local=route.local, clock=self._clock)
         try:
             verdict = await self._scan(message, early, stuffed=stuffed)
+            template = self._template
+            field = template.render(client=route.client, local=route.local, clock=self._clock)
             decision = self._policy.decide(verdict, Deliver(field, on_top=template.on_top))
         except OSError as error:
             # No failure of a scanner: what we may have lost some of does not go on, whatever ScanFailure says.
             verdict = Unscanned(f"spool in {self._settings.temp_directory}: {error}")
             decision = Defer()
+        if message.abandoned:
+            _log.info("%s: the verdict came after the client had left: %s", route.tag, _say(verdict))
+            return Defer()
         unjudged = isinstance(verdict, Unscanned | Oversize)
         passed = unjudged and isinstance(decision, Deliver)
         self._count(verdict, message, passed=passed)
@@ -136,10 +160,10 @@ class Inspector:
                 _log.error("%s: cannot quarantine in %s: %s", route.tag, self._settings.temp_directory, error)
                 return Defer()
         if header and isinstance(decision, Deliver):
-            return await self._expose(decision, message, header, route)
+            return await self._rename_forged(decision, message, header, route)
         return decision
 
-    async def _expose(self, delivery: Deliver, message: Spool, header: int, route: Route) -> Decision:
+    async def _rename_forged(self, delivery: Deliver, message: Spool, header: int, route: Route) -> Decision:
         """Have the header fields renamed that pretend to be ours; ``header`` is where they may be."""
         forged = ForgedFields(self._own)
         at = 0
@@ -183,7 +207,7 @@ class Inspector:
     async def _scan(self, message: Spool, early: EarlyScan | None, *, stuffed: bool) -> Verdict:
         """Return the verdict. Raises OSError for a fault of our own storage."""
         message.seal(stuffed=stuffed)
-        return await self._pool.scan(message, early)
+        return await self._scans.scan(message, early)
 
     def _report(self, virus: str, message: Spool, envelope: Envelope, route: Route) -> None:
         """Keep the infected message and run the hook, where the settings say so. Raises OSError."""

@@ -18,7 +18,9 @@ from clamsmtpd.inspection import Inspector
 from clamsmtpd.listeners import Listener
 from clamsmtpd.log import describe
 from clamsmtpd.metrics import CONNECTIONS, REFUSED
+from clamsmtpd.orphans import Orphans
 from clamsmtpd.poller import Poller
+from clamsmtpd.scans import Scans
 from clamsmtpd.session import Host, Session
 from clamsmtpd.smtp import replies
 from clamsmtpd.tls import Certificate, client_context
@@ -75,10 +77,12 @@ class Server:
         self._pool = Pool(settings.clam_addresses, time_out=settings.time_out)
         self._hooks = HookRunner()
         self._poller = Poller()
+        self._orphans = Orphans()
         self._host = Host(
             settings=settings,
             poller=self._poller,
-            inspector=Inspector(settings, self._pool, self._hooks, row=share.row),
+            inspector=Inspector(settings, Scans(self._pool, share.verdicts, share.row), self._hooks, row=share.row),
+            orphans=self._orphans,
             ended=self._on_ended,
             certificate=certificate,
             out_context=client_context(settings.out_tls),
@@ -112,6 +116,7 @@ class Server:
         while self._sessions:
             self._empty.clear()
             await self._empty.wait()
+        await self._orphans.end()
         await self._hooks.drain(HOOK_LIMIT)
         self._pool.close()
         self._poller.close()

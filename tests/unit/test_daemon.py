@@ -18,12 +18,13 @@ from clamsmtpd import __version__, daemon, worker
 from clamsmtpd.commons import Share
 from clamsmtpd.config import Settings, load
 from clamsmtpd.listeners import Listener
+from clamsmtpd.metrics import METRICS
 from clamsmtpd.tls import Certificate
 from clamsmtpd.values import Listen, StartError
 
 logger = logging.getLogger("clamsmtpd")
 
-NOTHING_COUNTED = "totals: connections=0, refused=0, clean=0, infected=0, unscanned=0, octets=0, sessions=0, workers=0"
+NOTHING_COUNTED = f"totals: {', '.join(f'{metric.name}=0' for metric in METRICS)}"
 
 Story = Callable[[asyncio.Event], object]
 

@@ -19,6 +19,7 @@ from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import load
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector, Route
+from clamsmtpd.scans import Scans
 from clamsmtpd.smtp.body import EndOfData, unstuff
 from clamsmtpd.smtp.events import Effect, Inspect, Store, Transmit
 from clamsmtpd.smtp.relay import Relay
@@ -44,7 +45,7 @@ class NothingFound:
 def inspector(folder: Path, header: str) -> Inspector:
     config = folder / "conf"
     config.write_text(f"OutAddress: 25\nTempDirectory: {folder}\n{header}\n")
-    return Inspector(load(str(config)).settings, cast("Pool", NothingFound()), cast("HookRunner", None))
+    return Inspector(load(str(config)).settings, cast("Scans", NothingFound()), cast("HookRunner", None))
 
 
 def delivered(folder: Path, message: bytes, *, hop: bytes = PLAIN, header: str = DEFAULT) -> bytes:

@@ -12,11 +12,11 @@ from typing import cast
 import pytest
 
 from clamsmtpd.clamd.client import EarlyScan
-from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import Settings, load
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import FORGED_MAX, Inspector, Route
 from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, PASSED, UNSCANNED, Metrics
+from clamsmtpd.scans import Scans
 from clamsmtpd.spool import MEMORY_MAX, Spool
 from clamsmtpd.values import (
     Bounce,
@@ -77,7 +77,9 @@ def inspect(
     header: int | None = None,
 ) -> tuple[Decision, Oracle, Hooks]:
     oracle, hooks = Oracle(verdict), Hooks()
-    inspector = Inspector(settings(folder, *lines), cast("Pool", oracle), cast("HookRunner", hooks), clock=lambda: NOON)
+    inspector = Inspector(
+        settings(folder, *lines), cast("Scans", oracle), cast("HookRunner", hooks), clock=lambda: NOON
+    )
     spool = Spool(str(folder), "test")
     spool.append(text)
     try:
@@ -195,7 +197,7 @@ def test_forged_fields_are_found_in_a_header_section_of_many_pieces(tmp_path: Pa
 
 
 def test_while_a_long_header_section_is_read_others_get_their_turn(tmp_path: Path) -> None:
-    inspector = Inspector(settings(tmp_path), cast("Pool", Oracle(Clean())), cast("HookRunner", Hooks()))
+    inspector = Inspector(settings(tmp_path), cast("Scans", Oracle(Clean())), cast("HookRunner", Hooks()))
     spool = Spool(str(tmp_path), "test")
     spool.append(b"A: b\r\n" * 200_000)
 
@@ -266,7 +268,7 @@ def test_a_message_is_counted_with_its_octets(
 ) -> None:
     row = Metrics().row(0)
     unjudged = settings(tmp_path, f"ScanFailure: {settled}", f"Oversize: {settled}")
-    inspector = Inspector(unjudged, cast("Pool", Oracle(verdict)), cast("HookRunner", Hooks()), row=row)
+    inspector = Inspector(unjudged, cast("Scans", Oracle(verdict)), cast("HookRunner", Hooks()), row=row)
     for _ in range(2):
         spool = Spool(str(tmp_path), "test")
         spool.append(b"12345\r\n")
@@ -280,7 +282,7 @@ def test_a_message_is_counted_with_its_octets(
 
 def test_the_clock_is_the_time_zone_of_the_machine(tmp_path: Path) -> None:
     inspector = Inspector(
-        settings(tmp_path, "Header: X: %d"), cast("Pool", Oracle(Clean())), cast("HookRunner", Hooks())
+        settings(tmp_path, "Header: X: %d"), cast("Scans", Oracle(Clean())), cast("HookRunner", Hooks())
     )
     spool = Spool(str(tmp_path), "test")
     decision = asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False, header=0))

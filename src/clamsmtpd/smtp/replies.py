@@ -47,6 +47,7 @@ __all__ = [
     "TOO_LARGE",
     "TOO_MANY_CONNECTIONS",
     "TOO_MANY_ERRORS",
+    "TURNED_AWAY",
     "VIRUS_BOUNCED",
     "VIRUS_DROPPED",
     "WRONG_HELLO",
@@ -74,6 +75,8 @@ OVERSIZE_DEFERRED = b"451 4.3.5 Message is larger than the virus scanner takes n
 FORGERY_BOUNCED = b"550 5.6.0 Message holds too many header fields that only this filter may add\r\n"
 
 SCAN_FAILED = b"451 4.3.0 Virus scan not possible now; try again later\r\n"
+# RFC 3463 section 3.4: the system is not accepting messages now.
+TURNED_AWAY = b"451 4.3.2 Virus scan not possible in time now; try again later\r\n"
 CANNOT_STORE = b"451 4.3.1 Message cannot be stored now; try again later\r\n"
 CLIENT_LEFT = b"451 4.4.2 Connection closed before the reply to the message; nothing delivered\r\n"
 NEXT_HOP_LOST_MESSAGE = b"451 4.4.2 Connection to the next hop was lost; try again later\r\n"
