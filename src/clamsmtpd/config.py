@@ -340,7 +340,8 @@ SETTINGS: tuple[Setting, ...] = (
         "A header field to add to scanned messages; with no value, none is added. %i stands for the client's address, "
         "%l for the local address, %d for the date and %% for a percent sign; \\r, \\n and \\t are understood, and a "
         "field may be folded with them. A field that begins with Received: goes on top of the message, any other to "
-        "the end of its header section.",
+        "the end of its header section. A field of its name that came with the message is renamed (see FORGED HEADER "
+        "FIELDS in clamsmtpd(8)).",
     ),
     Setting(
         "KeepAlives",

@@ -11,7 +11,7 @@ import sys
 import time
 
 from clamsmtpd.throttle import Throttle
-from clamsmtpd.values import Clean, Envelope, Infected, Verdict
+from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Verdict
 
 __all__ = ["configure", "describe", "escape", "escape_field", "finish", "message_line"]
 
@@ -59,13 +59,19 @@ def describe(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def message_line(envelope: Envelope, verdict: Verdict) -> str:
-    """Return the one line about a message, as programs that read the log of 1.x expect it."""
+def message_line(envelope: Envelope, verdict: Verdict, *, passed: bool = False) -> str:
+    """Return the one line about a message, as programs that read the log of 1.x expect it.
+
+    ``passed``: it is delivered without a verdict. That stands in front of the status, which is the last field
+    for every program that reads these lines.
+    """
     match verdict:
         case Clean():
             status = "CLEAN"
         case Infected(name):
             status = f"VIRUS:{_cut(escape_field(name))}"
+        case Oversize():
+            status = "OVERSIZE"
         case _:
             status = "CLAMAV-ERROR"
     shown = [f"from={_cut(escape_field(envelope.sender)) or '<>'}"]
@@ -77,6 +83,8 @@ def message_line(envelope: Envelope, verdict: Verdict) -> str:
             shown.append(f"to=(and {len(envelope.recipients) - number} more)")
             break
         shown.append(field)
+    if passed:
+        shown.append("passed=UNSCANNED")
     return ", ".join([*shown, f"status={status}"])
 
 

@@ -7,10 +7,11 @@ import errno
 import os
 import secrets
 import string
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, TypeVar
 
 from clamsmtpd.smtp.body import Unstuffing, unstuff
+from clamsmtpd.values import Insertion
 
 __all__ = ["MEMORY_MAX", "TOTAL_MEMORY_MAX", "FileRange", "Follower", "Spool"]
 
@@ -164,33 +165,33 @@ class Spool:
 
     # ---- for the next hop ---------------------------------------------------------------------
 
-    def wire(self, offset: int, field: bytes) -> Iterator[bytes]:
-        """Yield the text as on the wire, with ``field`` inserted at octet ``offset``. Raises OSError."""
-        for part in self.parts(offset, field):
-            if isinstance(part, bytes):
-                yield part
-            else:
-                yield from part.pieces()
+    def parts(self, insertions: Sequence[Insertion] = ()) -> Iterator[bytes | FileRange]:
+        """Yield the text as on the wire, with ``insertions``, which are in their order. Raises OSError.
 
-    def parts(self, offset: int, field: bytes) -> Iterator[bytes | FileRange]:
-        """Yield the same as :meth:`wire`, for whoever can send from a file: what is in one is not read."""
+        What is in a file, and not between insertions, is not read: let whoever sends it do so from there.
+        """
+        at = 0
         if self._fd < 0:
             text = b"".join(self._chunks)
-            if before := text[:offset]:
-                yield before
-            if field:
-                yield field
-            if behind := text[offset:]:
+            for offset, octets in insertions:
+                if before := text[at:offset]:
+                    yield before
+                if octets:
+                    yield octets
+                at = offset
+            if behind := text[at:]:
                 yield behind
         else:
-            if offset:
-                head = FileRange(self._fd, 0, offset)
-                # Small as it nearly always is, it goes out in one piece with the field.
-                yield next(head.pieces()) if offset <= _PIECE else head
-            if field:
-                yield field
-            if offset < self.size:
-                yield FileRange(self._fd, offset, self.size)
+            for offset, octets in insertions:
+                if at < offset:
+                    head = FileRange(self._fd, at, offset)
+                    # Small as it nearly always is, it goes out in one piece with the insertion.
+                    yield next(head.pieces()) if offset - at <= _PIECE else head
+                if octets:
+                    yield octets
+                at = offset
+            if at < self.size:
+                yield FileRange(self._fd, at, self.size)
 
     # ---- for the scanner: the text without stuffed dots ---------------------------------------
 
@@ -222,13 +223,14 @@ class Spool:
         self._on_growth = on_growth
         return Follower(self)
 
-    def read(self, start: int) -> bytes:
-        """Return some of the text as on the wire from octet ``start`` on. Raises OSError."""
+    def read(self, start: int, limit: int = _PIECE) -> bytes:
+        """Return text as on the wire from octet ``start`` on, 256 KiB or ``limit`` at most. Raises OSError."""
+        limit = min(limit, _PIECE)
         if self._fd >= 0:
-            return os.pread(self._fd, _PIECE, start)
+            return os.pread(self._fd, limit, start)
         if len(self._chunks) > 1:
             self._chunks = [b"".join(self._chunks)]
-        return self._chunks[0][start:] if self._chunks else b""
+        return self._chunks[0][start : start + limit] if self._chunks else b""
 
     def path(self) -> str:
         """Return the name of a file with the text, for a clamd that takes no descriptors. Raises OSError.

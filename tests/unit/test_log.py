@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clamsmtpd.log import SyslogHandler, configure, describe, escape, escape_field, finish, message_line
-from clamsmtpd.values import Clean, Envelope, Infected, Unscanned
+from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Unscanned, Verdict
 
 logger = logging.getLogger("clamsmtpd")
 
@@ -88,10 +88,23 @@ def test_a_field_holds_neither_blank_nor_comma(data: bytes) -> None:
         (Envelope(b"a@b", (b"c@d", b"e@f")), Clean(), "from=a@b, to=c@d, to=e@f, status=CLEAN"),
         (Envelope(b"", (b"c@d",)), Infected("Eicar-Test"), "from=<>, to=c@d, status=VIRUS:Eicar-Test"),
         (Envelope(b"a@b"), Unscanned("no clamd"), "from=a@b, status=CLAMAV-ERROR"),
+        (Envelope(b"a@b"), Oversize("too much"), "from=a@b, status=OVERSIZE"),
     ],
 )
-def test_message_line(envelope: Envelope, verdict: Clean | Infected | Unscanned, line: str) -> None:
+def test_message_line(envelope: Envelope, verdict: Verdict, line: str) -> None:
     assert message_line(envelope, verdict) == line
+
+
+def test_a_message_that_passes_unscanned_can_be_counted() -> None:
+    envelope = Envelope(b"a@b", (b"c@d",))
+    passed = [
+        message_line(envelope, Oversize("too much"), passed=True),
+        message_line(envelope, Unscanned("no clamd"), passed=True),
+    ]
+    assert passed == [
+        "from=a@b, to=c@d, passed=UNSCANNED, status=OVERSIZE",
+        "from=a@b, to=c@d, passed=UNSCANNED, status=CLAMAV-ERROR",
+    ]
 
 
 def test_an_address_cannot_forge_a_field() -> None:

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clamsmtpd.spool import MEMORY_MAX, FileRange, Spool
+from tests.support.spooled import wire
 
 LARGE = MEMORY_MAX + 1
 FIELD = b"X-Virus-Scanned: yes\r\n"
@@ -79,7 +80,7 @@ def test_a_large_message_is_in_a_file_without_a_name(tmp_path: Path) -> None:
 
 def test_the_largest_message_in_memory(tmp_path: Path) -> None:
     spool = stored(tmp_path / "not there", b"a" * MEMORY_MAX)
-    assert b"".join(spool.wire(MEMORY_MAX, b"")) == b"a" * MEMORY_MAX
+    assert b"".join(wire(spool, (MEMORY_MAX, b""))) == b"a" * MEMORY_MAX
     spool.close()
 
 
@@ -88,8 +89,8 @@ def test_an_empty_message(tmp_path: Path) -> None:
     assert spool.size == 0
     assert list(spool.pieces()) == []
     assert whole(spool.descriptor()) == b""
-    assert list(spool.wire(0, b"")) == []
-    assert list(spool.wire(0, FIELD)) == [FIELD]
+    assert list(wire(spool)) == []
+    assert list(wire(spool, (0, FIELD))) == [FIELD]
     spool.close()
 
 
@@ -115,7 +116,7 @@ def test_descriptors_start_at_the_start_again_and_are_not_inherited(tmp_path: Pa
 def test_octet_by_octet(tmp_path: Path) -> None:
     text = bytes(range(256)) * 8
     spool = stored(tmp_path, *(text[at : at + 1] for at in range(len(text))))
-    assert b"".join(spool.wire(0, b"")) == text
+    assert b"".join(wire(spool)) == text
     assert whole(spool.descriptor()) == text
     spool.close()
 
@@ -129,7 +130,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
         for _ in range(200):
             spool.append(piece)
         spool.seal(stuffed=True)
-        size = sum(len(part) for part in spool.wire(1000, FIELD))
+        size = sum(len(part) for part in wire(spool, (1000, FIELD)))
         kept = os.fstat(spool.descriptor()).st_size
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -149,7 +150,7 @@ def test_the_field_goes_to_every_offset(tmp_path: Path, field: bytes) -> None:
     text = b"A: 1\r\nB: 2\r\n\r\n..x\r\n"
     spool = stored(tmp_path, text[:7], text[7:], stuffed=True)
     for offset in range(len(text) + 1):
-        pieces = list(spool.wire(offset, field))
+        pieces = list(wire(spool, (offset, field)))
         assert b"".join(pieces) == text[:offset] + field + text[offset:]
         assert b"" not in pieces
     spool.close()
@@ -160,7 +161,7 @@ def test_the_field_goes_to_every_offset_of_a_file(tmp_path: Path, offset: int) -
     text = bytes(range(256)) * 2344
     text = text[:600000]
     spool = stored(tmp_path, *(text[at : at + 100_000] for at in range(0, len(text), 100_000)))
-    pieces = list(spool.wire(offset, FIELD))
+    pieces = list(wire(spool, (offset, FIELD)))
     assert b"".join(pieces) == text[:offset] + FIELD + text[offset:]
     assert b"" not in pieces
     assert max(map(len, pieces)) <= 262144
@@ -170,7 +171,7 @@ def test_the_field_goes_to_every_offset_of_a_file(tmp_path: Path, offset: int) -
 def test_reading_the_wire_leaves_the_scanner_where_it_is(tmp_path: Path) -> None:
     spool = stored(tmp_path, b"x" * LARGE)
     descriptor = spool.descriptor()
-    b"".join(spool.wire(100, FIELD))
+    b"".join(wire(spool, (100, FIELD)))
     assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0
     spool.close()
 
@@ -183,7 +184,7 @@ def test_what_is_in_a_file_is_sent_from_there(tmp_path: Path, offset: int) -> No
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.setblocking(False)
-        for part in spool.parts(offset, FIELD):
+        for part in spool.parts([(offset, FIELD)]):
             if isinstance(part, FileRange):
                 at = part.start
                 assert at < part.stop
@@ -207,9 +208,9 @@ def received(sock: socket.socket) -> bytes:
 
 def test_what_is_in_memory_is_octets(tmp_path: Path) -> None:
     spool = stored(tmp_path, b"one", b"two")
-    assert list(spool.parts(3, FIELD)) == [b"one", FIELD, b"two"]
-    assert list(spool.parts(0, b"")) == [b"onetwo"]
-    assert list(spool.parts(6, b"")) == [b"onetwo"]
+    assert list(spool.parts([(3, FIELD)])) == [b"one", FIELD, b"two"]
+    assert list(spool.parts()) == [b"onetwo"]
+    assert list(spool.parts([(6, b"")])) == [b"onetwo"]
     spool.close()
 
 
@@ -227,7 +228,7 @@ def test_what_is_stored_is_not_the_buffer_that_it_came_in(tmp_path: Path, size: 
     buffer[:] = b"x" * len(buffer)
     buffer.clear()
     spool.seal(stuffed=False)
-    assert b"".join(spool.wire(0, b"")) == text + b"end"
+    assert b"".join(wire(spool)) == text + b"end"
     assert whole(spool.descriptor()) == text + b"end"
     spool.close()
 
@@ -243,12 +244,12 @@ def test_memory_of_all_messages_is_bounded(tmp_path: Path, monkeypatch: pytest.M
         spool.append(b"x" * 1000)
         in_memory.append(Spool.in_memory)
     third.seal(stuffed=False)
-    (part,) = third.parts(0, b"")
+    (part,) = third.parts()
     assert not isinstance(part, bytes), "there was no room for it"
     second.append(b"y" * 501)
     in_memory.append(Spool.in_memory)
     second.seal(stuffed=False)
-    assert b"".join(second.wire(0, b"")) == b"x" * 1000 + b"y" * 501
+    assert b"".join(wire(second)) == b"x" * 1000 + b"y" * 501
     first.append(b"z" * 1500)
     in_memory.append(Spool.in_memory)
     for spool in (first, second, third):
@@ -328,7 +329,7 @@ def test_the_scanner_sees_no_stuffed_dots_and_the_next_hop_does(tmp_path: Path, 
     spool = stored(tmp_path, text[:100], text[100:], stuffed=True)
     assert b"".join(spool.pieces()) == plain
     assert whole(spool.descriptor()) == plain
-    assert b"".join(spool.wire(7, b"")) == text
+    assert b"".join(wire(spool, (7, b""))) == text
     assert whole(spool.descriptor()) == plain
     path = spool.path()
     assert Path(path).read_bytes() == plain
@@ -353,14 +354,40 @@ def test_a_message_in_memory_is_one_piece(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(st.lists(st.sampled_from([b"a", b".", b"\r", b"\n", b"\r\n", b"\r\n."]), max_size=6).map(b"".join)),
-    offset=st.integers(0, 40),
+    offsets=st.lists(st.integers(0, 40), max_size=5),
+    in_file=st.booleans(),
 )
-def test_any_text_in_any_pieces(tmp_path: Path, pieces: list[bytes], offset: int) -> None:
-    text = b"".join(pieces)
-    offset = min(offset, len(text))
-    spool = stored(tmp_path, *pieces, stuffed=True)
-    assert b"".join(spool.wire(offset, FIELD)) == text[:offset] + FIELD + text[offset:]
+def test_any_text_in_any_pieces(tmp_path: Path, pieces: list[bytes], offsets: list[int], in_file: bool) -> None:
+    padding = b"p" * LARGE if in_file else b""
+    text = b"".join(pieces) + padding
+    insertions = [(min(offset, len(text)), b"<%d>" % number) for number, offset in enumerate(sorted(offsets))]
+    spool = stored(tmp_path, *pieces, padding, stuffed=True)
+    expected = text
+    for offset, octets in reversed(insertions):
+        expected = expected[:offset] + octets + expected[offset:]
+    assert b"".join(wire(spool, *insertions)) == expected
     assert whole(spool.descriptor()) == unstuffed(text)
+    spool.close()
+
+
+def test_between_far_insertions_a_file_is_sent_from_there(tmp_path: Path) -> None:
+    text = b"a" * 300_000 + b"b" * 300_000
+    spool = stored(tmp_path, text)
+    first, field, second, *_ = spool.parts([(300_000, FIELD), (600_000, FIELD)])
+    assert field == FIELD
+    assert isinstance(first, FileRange)
+    assert isinstance(second, FileRange)
+    assert b"".join(wire(spool, (300_000, FIELD), (600_000, FIELD))) == text[:300_000] + FIELD + text[300_000:] + FIELD
+    spool.close()
+
+
+@pytest.mark.parametrize("padding", [0, LARGE], ids=["in memory", "in a file"])
+def test_a_part_of_the_text_can_be_read(tmp_path: Path, padding: int) -> None:
+    spool = stored(tmp_path, b"one", b"two", b"p" * padding)
+    assert spool.read(1, 4) == b"netw"
+    assert spool.read(4, 2) == b"wo"
+    assert spool.read(6 + padding, 10) == b""
+    assert spool.read(0, 1 << 30) == b"onetwo" + b"p" * padding
     spool.close()
 
 
@@ -652,7 +679,7 @@ def test_a_file_that_shrinks_is_no_shorter_message(tmp_path: Path) -> None:
     spool = stored(tmp_path, b"x" * LARGE)
     os.ftruncate(spool.descriptor(), 10)
     with pytest.raises(OSError, match="ended early"):
-        b"".join(spool.wire(0, b""))
+        b"".join(wire(spool))
     spool.close()
 
 
