@@ -110,7 +110,7 @@ class Run:
         self._part(stage, chaos, CALM, warm_up)
         before = stage.settle()
         self._part(stage, chaos, CALM, calm)
-        after = stage.settle()
+        after = stage.settle(before)
         return [(f"after {warm_up:,} messages", before), (f"after {warm_up + calm:,}", after)]
 
     def _part(self, stage: Stage, chaos: Chaos, kinds: Sequence[str], count: int) -> None:

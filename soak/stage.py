@@ -36,6 +36,8 @@ DRAIN_LIMIT = 90.0
 START_LIMIT = 60.0
 #: Seconds until an idle daemon has let go of what it keeps between messages.
 SETTLE_LIMIT = 45.0
+#: Seconds without a descriptor less after which there is nothing left to come: some more than clamd's IdleTimeout.
+_QUIET = 5.0
 
 _MARK = "SOAK_RUN"
 
@@ -146,19 +148,25 @@ class Stage:
 
     # ---- what it holds ------------------------------------------------------------------------
 
-    def settle(self) -> Figures:
-        """Wait until the daemon is idle, and has let go of what it keeps for a while; return what it holds then."""
-        deadline = time.monotonic() + SETTLE_LIMIT
+    def settle(self, before: Figures | None = None) -> Figures:
+        """Wait until the daemon is idle, and has let go of what it keeps for a while; return what it holds then.
+
+        It is waited for until it has no more descriptors than ``before``, or until there is nothing left to come.
+        """
         if not self._idle():
             self._fault(f"sessions are left: {self._totals()[-1:]}")
         least = look(self.life.pid)
-        quiet = 0
-        # clamd ends idle connections, some seconds after the last message; then there is nothing left to come.
-        while quiet < 12 and time.monotonic() < deadline:
-            time.sleep(0.5)
+        deadline = time.monotonic() + SETTLE_LIMIT
+        # clamd ends idle connections some seconds after the last message.
+        quiet = time.monotonic() + _QUIET
+        while time.monotonic() < deadline and (
+            time.monotonic() < quiet if before is None else least.descriptors > before.descriptors
+        ):
+            time.sleep(0.2)
             now = look(self.life.pid)
-            quiet = quiet + 1 if now.descriptors >= least.descriptors else 0
-            least = min(least, now, key=lambda figures: figures.descriptors)
+            if now.descriptors < least.descriptors:
+                quiet = time.monotonic() + _QUIET
+                least = now
         return look(self.life.pid)
 
     def _idle(self) -> bool:
