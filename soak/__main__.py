@@ -10,6 +10,7 @@ import random
 import sys
 
 from soak.run import Plan, Run
+from tests.support.process import ProgramError
 
 _MESSAGES = 20_000
 
@@ -30,7 +31,11 @@ def main() -> int:
     seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
     plan = Plan.of(options.messages, seed=seed, workers=options.workers, rate=options.rate, interval=options.interval)
     run = Run(plan, quiet=options.quiet)
-    result = run.run(keep=options.keep)
+    try:
+        result = run.run(keep=options.keep)
+    except ProgramError as error:
+        print(f"given up: {error}", file=sys.stderr)
+        return 1
     print(result.table(), flush=True)
     return 1 if result.faults else 0
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from clamsmtpd.supervisor import FIRST_PAUSE
 from soak.stage import DRAIN_LIMIT, START_LIMIT, Stage
+from tests.support.process import ProgramError
 
 __all__ = ["CALM", "KINDS", "Chaos"]
 
@@ -39,6 +40,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "daemon told to reload (SIGHUP)": ("daemon",),
 }
 
+#: A daemon that has ended by itself comes back like one that was told to end.
+_BY_ITSELF = "daemon told to end (SIGTERM), restarted"
+
 #: The kinds that leave the daemon's processes alive: what it holds can be told before and after them.
 CALM: Sequence[str] = tuple(
     name for name, parts in KINDS.items() if parts != ("daemon",) or name == "daemon told to reload (SIGHUP)"
@@ -50,6 +54,9 @@ _AWAY = (0.05, 1.5)
 _STOPPED_MIN = 0.2
 _LONG_STOPS = 12
 
+#: Failed starts of the daemon after which the run is given up.
+_FAILURES_MAX = 5
+
 #: Seconds after a kill of a worker in which its place may be empty.
 _REPLACED = 2 * FIRST_PAUSE
 
@@ -57,9 +64,10 @@ _REPLACED = 2 * FIRST_PAUSE
 class Chaos:
     """Does one kind of thing after the other, in an order and at moments that ``chance`` chooses.
 
-    ``interval`` is the mean of the seconds between two. ``tick`` is to be called often; it waits for nothing longer
-    than some clamd's start. ``stops`` are the seconds for which something is stopped, at most, ordinarily and now and
-    then. ``fault`` is told in words what must not be.
+    ``interval`` is the mean of the seconds between two. ``stops`` are the seconds for which something is stopped, at
+    most, ordinarily and now and then. ``fault`` is told in words what must not be. ``tick`` is to be called often; it
+    waits for nothing longer than some clamd's start, and raises ProgramError if that fails, or if the daemon fails to
+    start again and again.
     """
 
     def __init__(
@@ -81,12 +89,17 @@ class Chaos:
         self._next = 0.0
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
+        self._failures = 0
         self.counts: Counter[str] = Counter()
 
     def tick(self, kinds: Sequence[str]) -> None:
         """Do what is due, and something of these kinds if it is time for that."""
         now = time.monotonic()
         self._go_on(now)
+        if not self._stage.life.running and "daemon" not in self._busy:
+            self._fault("the daemon has ended, and nobody had asked it to")
+            self._busy.add("daemon")
+            self._begin_again(_BY_ITSELF, asked=False)
         if now >= self._next:
             self._next = now + self._chance.expovariate(1 / self._interval)
             self._deck = [name for name in self._deck if name in kinds]
@@ -231,5 +244,8 @@ class Chaos:
             self._after(0.02, lambda: self._wait_for_start(name, begin))
             return
         self._fault(f"the daemon did not start: {life.lines[-3:]}")
+        self._failures += 1
+        if self._failures >= _FAILURES_MAX:
+            raise ProgramError(f"the daemon failed to start {self._failures} times; there is no point in going on")
         life.kill(whole=True)
         self._begin_again(name, asked=False)
