@@ -100,6 +100,9 @@ class Chaos:
             self._fault("the daemon has ended, and nobody had asked it to")
             self._busy.add("daemon")
             self._begin_again(_BY_ITSELF, asked=False)
+        if not self._stage.next_hop.running and "next hop" not in self._busy:
+            self._fault("the next hop has ended by itself")
+            self._stage.restart_next_hop()
         if now >= self._next:
             self._next = now + self._chance.expovariate(1 / self._interval)
             self._deck = [name for name in self._deck if name in kinds]

@@ -79,11 +79,11 @@ class Load:
         client: Client | None = None
         sent = 0
         while (job := await self._next()) is not None:
-            begin = time.monotonic()
             outcome: Outcome | None = None
             if client is None or not client.usable:
                 client, outcome = await self._connect(way, chance)
                 sent = 0
+            begin = time.monotonic()
             if outcome is None and client is not None:
                 outcome = await client.send(self._letter(job))
             assert outcome is not None
@@ -97,17 +97,24 @@ class Load:
             await client.quit()
 
     async def _connect(self, way: Way, chance: random.Random) -> tuple[Client | None, Outcome | None]:
-        """Connect, again and again while nobody listens; return a client that was greeted, or else what came of it."""
+        """Connect, again and again while nobody listens or all are turned away; return a client that may send.
+
+        Without one, return what came of it. To be turned away is no try: nobody was told of the message.
+        """
         deadline = time.monotonic() + _CONNECT_PATIENCE
         while True:
             try:
                 client = await asyncio.wait_for(Client.connect(self._port, way, chance), _CONNECT_PATIENCE)
+                outcome = await client.greet()
             except OSError as error:
-                if time.monotonic() > deadline:
-                    return None, unreachable(f"no connection within {_CONNECT_PATIENCE:g} s: {error}")
-                await asyncio.sleep(chance.uniform(0.05, 0.3))
-                continue
-            return client, await client.greet()
+                outcome = Outcome(End.LOST, whole=False, reply=str(error))
+            else:
+                if outcome is None or outcome.end is End.SILENT:
+                    return client, outcome
+                client.close()
+            if time.monotonic() > deadline:
+                return None, unreachable(f"not served within {_CONNECT_PATIENCE:g} s: {outcome.reply}")
+            await asyncio.sleep(chance.uniform(0.05, 0.3))
 
     async def _next(self) -> _Job | None:
         """Return the next thing to send, when it is due; None when there is none left, nor any to come."""

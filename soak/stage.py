@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Self
 
 from clamsmtpd.config import SETTINGS
-from clamsmtpd.values import TcpAddress
 from soak.figures import Figures, descendants_by_mark, look
 from soak.life import Life
 from tests.support.clamd import Clamd
@@ -69,6 +68,7 @@ class Stage:
         try:
             self.clamds = [self._stack.enter_context(Clamd(*_CLAMD_SETTINGS, log_clean=False)) for _ in range(2)]
             self.next_hop = self._start_next_hop()
+            self._wait_for_next_hop()
             self._configuration.write_text("\n".join(self._settings()) + "\n")
             self.life = self._start_life()
             self._stack.callback(self._bury)
@@ -96,12 +96,11 @@ class Stage:
     def _start_next_hop(self) -> Program:
         seed = str(self._chance.random())
         command = [sys.executable, "-m", "soak.nexthop", str(self.next_hop_port), str(self.records), "--seed", seed]
-        program = Program(command, output=self.folder / "nexthop.out")
-        address = TcpAddress("127.0.0.1", self.next_hop_port)
-        assert address.host is not None
-        host, port = address.host, address.port
-        program.wait_until(lambda: accepts((host, port)), "the next hop to accept connections", seconds=30)
-        return program
+        return Program(command, output=self.folder / "nexthop.out")
+
+    def _wait_for_next_hop(self) -> None:
+        address = ("127.0.0.1", self.next_hop_port)
+        self.next_hop.wait_until(lambda: accepts(address), "the next hop to accept connections", seconds=30)
 
     def start_load(self, *, first: int, count: int, seed: int, rate: float, pause: float) -> Program:
         """Start clients that send messages ``first`` and those behind it, ``count`` in all, ``rate`` a second.
@@ -116,7 +115,7 @@ class Stage:
     # ---- ends and beginnings ------------------------------------------------------------------
 
     def restart_next_hop(self) -> None:
-        """Start the next hop, which has been killed, at the same port."""
+        """Start the next hop, which has been killed, at the same port, and do not wait until it serves."""
         self.next_hop.stop(signal.SIGKILL)
         if text := self.next_hop.text():
             self._fault(f"the next hop wrote: {text[-500:]}")
