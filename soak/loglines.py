@@ -17,6 +17,9 @@ _TAG = "[0-9A-F]{6}: "
 _PLACE = re.compile(r"%(?:\(\w+\))?[-#0 +]*\d*(?:\.\d+)?([%a-zA-Z])")
 _VALUES = {"d": r"-?\d+", "g": r"[-+.e\d]+", "%": "%"}
 
+#: Functions that log, by their names, or have something logged: a form too many does less harm than one too few.
+_LOGS = re.compile(r"log|complain|warn|notice|tell|told|report|critical|error|info|debug")
+
 #: Lines that are of a known form, and faults all the same.
 _FAULTS = re.compile(r"internal error|traceback", re.IGNORECASE)
 
@@ -35,17 +38,29 @@ def known_forms(source: Path = _SOURCE) -> list[str]:
     return sorted(found)
 
 
-def _templates(tree: ast.AST) -> Iterator[str]:
+def _templates(module: ast.Module) -> Iterator[str]:
     """Yield every string that is, or may become, the format of a log line."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            owner = node.func.value
-            logs = isinstance(owner, ast.Name) and owner.id in {"_log", "log", "logger"}
-            if logs or "complain" in node.func.attr or "log" in node.func.attr:
-                for argument in node.args[:2]:
-                    for part in ast.walk(argument):
-                        if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                            yield part.value
+    # Those that have a name of their own.
+    named: dict[str, list[str]] = {}
+    for statement in module.body:
+        if isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                if isinstance(target, ast.Name):
+                    named[target.id] = list(_strings(statement.value))
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and _LOGS.search(ast.unparse(node.func)):
+            # In front of the format there may be a level.
+            for argument in node.args[:2]:
+                yield from _strings(argument)
+                for part in ast.walk(argument):
+                    if isinstance(part, ast.Name):
+                        yield from named.get(part.id, [])
+
+
+def _strings(node: ast.AST) -> Iterator[str]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
 
 
 def _expression(template: str) -> str:

@@ -166,7 +166,7 @@ class Stage:
             if now.descriptors < least.descriptors:
                 quiet = time.monotonic() + _QUIET
                 least = now
-        return look(self.life.pid)
+        return least
 
     def _idle(self) -> bool:
         deadline = time.monotonic() + 30

@@ -47,9 +47,13 @@ def test_a_form_is_what_a_module_logs_with_places_for_values(tmp_path: Path) -> 
         '_log.log(level, "chosen" if level else "other %g s", 2)\n'
         '_log.warning("%s", error)\n'
         'self._complain("too many: %s", error)\n'
+        '_NAMED = "named: %s"\n'
+        "_log.warning(_NAMED, 5)\n"
+        'elsewhere("not logged at all")\n'
     )
     forms = known_forms(tmp_path)
-    lines = ["1 of a.b (100%)", "chosen", "other 0.5 s", "too many: 7"]
+    lines = ["1 of a.b (100%)", "chosen", "other 0.5 s", "too many: 7", "named: 5"]
     assert unknown_lines([f"clamsmtpd: {line}" for line in lines], forms) == []
     # A bare value would make every line a known one.
-    assert unknown_lines(["clamsmtpd: anything"], forms) == ["clamsmtpd: anything"]
+    others = ["clamsmtpd: anything", "clamsmtpd: not logged at all"]
+    assert unknown_lines(others, forms) == others
