@@ -23,6 +23,8 @@ __all__ = ["Plan", "Run"]
 
 #: The parts of all messages that are sent while nothing is spared, and while the daemon, spared, warms up.
 _STORM, _WARM_UP = 0.6, 0.15
+#: The part that is left for the end, at least, if a longer storm is needed for each kind of trouble to come.
+_CALM_MIN = 0.1
 
 #: Seconds beyond what the rate needs until a load that has not ended is given up.
 _GRACE = 300.0
@@ -103,6 +105,11 @@ class Run:
     def _three_parts(self, stage: Stage, chaos: Chaos) -> Sequence[tuple[str, Figures]]:
         storm, warm_up, calm = self._plan.parts
         self._part(stage, chaos, list(KINDS), storm)
+        while any(not chaos.counts[name] for name in KINDS) and calm > self._plan.messages * _CALM_MIN:
+            # The machine was slow, or had something else to do. What has not come yet is the first to come now.
+            more = calm // 3
+            calm -= more
+            self._part(stage, chaos, list(KINDS), more)
         # One that has not had to do with the storm: what it holds at the end is from what is counted.
         stage.stop_life()
         stage.begin_life()

@@ -36,7 +36,7 @@ START_LIMIT = 60.0
 #: Seconds until an idle daemon has let go of what it keeps between messages.
 SETTLE_LIMIT = 45.0
 #: Seconds without a descriptor less after which there is nothing left to come: some more than clamd's IdleTimeout.
-_QUIET = 5.0
+_QUIET = 4.0
 
 _MARK = "SOAK_RUN"
 
