@@ -9,7 +9,7 @@ import itertools
 import random
 from dataclasses import dataclass
 
-from soak.records import End
+from soak.records import CLOSED, End
 
 __all__ = ["Client", "Leave", "Letter", "Outcome", "Way", "unreachable"]
 
@@ -268,6 +268,6 @@ class Client:
             except TimeoutError:
                 raise TimeoutError(f"no reply within {PATIENCE:g} s") from None
             if not line.endswith(b"\n"):
-                raise ConnectionAbortedError("closed by the other side")
+                raise ConnectionAbortedError(CLOSED)
             if line[3:4] != b"-":
                 return line.decode("latin-1").rstrip()

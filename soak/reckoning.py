@@ -10,18 +10,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from soak.nexthop import MARK
-from soak.records import Delivery, End, Heard, Record, Try
+from soak.records import CLOSED, Delivery, End, Heard, Record, Try
 
 __all__ = ["RULES", "Ledger", "Message", "Rule", "delivered_twice"]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message of the run. ``digest`` is the SHA-256 of the text that must arrive, ``size`` its octets."""
+    """A message of the run. ``digest`` is the SHA-256 of the text that must arrive, ``size`` its octets.
+
+    ``spared``: it was sent while nothing befell the daemon itself.
+    """
 
     infected: bool
     digest: str
     size: int
+    spared: bool = False
 
 
 Key = tuple[int, int]
@@ -76,6 +80,18 @@ def untried(ledger: Ledger) -> list[str]:
     found = [f"message {number} was never tried" for number in ledger.messages if (number, 1) not in ledger.tries]
     return found + [
         f"{_name(*key)}: {one.reply or 'silence'}" for key, one in ledger.tries.items() if one.end is End.SILENT
+    ]
+
+
+def cut_off(ledger: Ledger) -> list[str]:
+    """As long as nothing befalls the daemon, whatever becomes of all others, no connection ends without a reply.
+
+    A reset does not count: what was said before it may be lost with it, where the client is still sending.
+    """
+    return [
+        f"{_name(*key)}: {one.reply}"
+        for key, one in ledger.tries.items()
+        if one.end is End.LOST and one.reply == CLOSED and ledger.messages[one.number].spared
     ]
 
 
@@ -175,6 +191,7 @@ Rule = Callable[[Ledger], list[str]]
 #: What was promised, and the rule that tells whether it was kept.
 RULES: Sequence[tuple[str, Rule]] = (
     ("every message was tried, and every try came to an end", untried),
+    ("no client was cut off without a reply by a daemon that was spared", cut_off),
     ("what was told 250 was delivered", lost),
     ("what was told 4xx or 5xx was not delivered, but for a next hop lost meanwhile", denied),
     ("nothing was delivered whose end had not been sent", unfinished),

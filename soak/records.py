@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Delivery", "End", "Heard", "Record", "Recorder", "Try", "read"]
+__all__ = ["CLOSED", "Delivery", "End", "Heard", "Record", "Recorder", "Try", "read"]
+
+
+#: What stands for the reply of a try whose connection the other side has closed in an orderly way.
+CLOSED = "closed by the other side"
 
 
 class End(enum.StrEnum):
@@ -31,7 +35,7 @@ class Try:
     """One try of a client to send message ``number``; ``attempt`` counts those from 1.
 
     ``whole``: the end of the text may have been sent. ``reply`` is the one that ended the try, the first that refused
-    something or else that to the text; empty without one.
+    something or else that to the text; without one, it is what is known of the end.
     """
 
     number: int

@@ -50,7 +50,7 @@ class Plan:
     @classmethod
     def of(cls, messages: int, *, seed: int, workers: int, rate: float | None, interval: float | None) -> Plan:
         """Choose what is None: so that each kind of trouble comes in a short run, and in a long one often."""
-        return cls(messages, seed, workers, rate or min(45.0, max(4.0, messages / 20)), interval or 0.5)
+        return cls(messages, seed, workers, rate or min(60.0, max(4.0, messages / 20)), interval or 0.5)
 
     @property
     def pause(self) -> float:
@@ -73,6 +73,8 @@ class Run:
         self._begin = time.monotonic()
         self._done = 0
         self._told = 0.0
+        # The first message that was sent after the storm.
+        self._spared_from = plan.messages
         self._course: list[str] = []
         self._leaks: list[str] = []
         self._rest: list[str] = []
@@ -114,6 +116,7 @@ class Run:
         stage.stop_life()
         stage.begin_life()
         stage.life.wait_until_serving(seconds=60)
+        self._spared_from = self._done
         self._part(stage, chaos, CALM, warm_up)
         before = stage.settle()
         self._part(stage, chaos, CALM, calm)
@@ -159,9 +162,10 @@ class Run:
     def _reckon(self, stage: Stage, chaos: Chaos, held: Sequence[tuple[str, Figures]]) -> Result:
         plan = self._plan
         letters = Letters(plan.seed)
-        ledger = Ledger.of(
-            {number: _message(letters, number) for number in range(plan.messages)}, records.read(stage.records)
-        )
+        messages = {
+            number: _message(letters, number, spared=number >= self._spared_from) for number in range(plan.messages)
+        }
+        ledger = Ledger.of(messages, records.read(stage.records))
         log = stage.log.read_text().splitlines()
         promises = {what: rule(ledger) for what, rule in RULES}
         promises["the daemon started, drained and ended as it was told"] = self._course
@@ -193,9 +197,9 @@ class Run:
         return Result(title, numbers, troubles, held, promises, time.monotonic() - self._begin)
 
 
-def _message(letters: Letters, number: int) -> Message:
+def _message(letters: Letters, number: int, *, spared: bool) -> Message:
     text = letters.delivered(number)
-    return Message(letters.infected(number), hashlib.sha256(text).hexdigest(), len(text))
+    return Message(letters.infected(number), hashlib.sha256(text).hexdigest(), len(text), spared)
 
 
 def _machine() -> str:

@@ -8,13 +8,14 @@ import pytest
 
 from soak.nexthop import refusal
 from soak.reckoning import RULES, Ledger, Message, delivered_twice
-from soak.records import Delivery, End, Heard, Record, Try
+from soak.records import CLOSED, Delivery, End, Heard, Record, Try
 
-CLEAN, OTHER, VIRUS = 1, 2, 3
+CLEAN, OTHER, VIRUS, SPARED = 1, 2, 3, 4
 MESSAGES = {
     CLEAN: Message(infected=False, digest="clean", size=300),
     OTHER: Message(infected=False, digest="other", size=400),
     VIRUS: Message(infected=True, digest="virus", size=500),
+    SPARED: Message(infected=False, digest="spared", size=600, spared=True),
 }
 OK = "250 2.0.0 Ok"
 DROPPED = "250 2.0.0 Virus found; message discarded"
@@ -22,6 +23,7 @@ LATER = "451 4.3.0 Virus scan not possible now; try again later"
 NEXT_HOP_LOST = "451 4.4.2 Connection to the next hop was lost; try again later"
 
 COMPLETE = "every message was tried, and every try came to an end"
+CUT_OFF = "no client was cut off without a reply by a daemon that was spared"
 LOST = "what was told 250 was delivered"
 DENIED = "what was told 4xx or 5xx was not delivered, but for a next hop lost meanwhile"
 UNFINISHED = "nothing was delivered whose end had not been sent"
@@ -36,7 +38,7 @@ def told(number: int, reply: str, attempt: int = 1) -> Try:
 
 
 def lost(number: int, attempt: int = 1, *, end: End = End.LOST, whole: bool = True) -> Try:
-    return Try(number, attempt, end, whole, reply="", seconds=0.1)
+    return Try(number, attempt, end, whole, reply=CLOSED if end is End.LOST else "", seconds=0.1)
 
 
 def delivery(number: int, attempt: int = 1, digest: str | None = None) -> Delivery:
@@ -52,6 +54,9 @@ HONEST: tuple[Record, ...] = (
     delivery(OTHER),
     Heard(OTHER, 1),
     told(VIRUS, DROPPED),
+    told(SPARED, OK),
+    delivery(SPARED),
+    Heard(SPARED, 1),
 )
 
 
@@ -87,6 +92,7 @@ def test_of_an_honest_run_no_promise_is_broken() -> None:
             instead(CLEAN, told(CLEAN, NEXT_HOP_LOST), delivery(CLEAN), told(CLEAN, OK, 2), delivery(CLEAN, 2)),
             id="delivered again after the next hop's connection broke before its 250 was heard",
         ),
+        pytest.param(instead(SPARED, lost(SPARED, end=End.LEFT)), id="left while nothing befell the daemon"),
         pytest.param(instead(VIRUS, told(VIRUS, LATER)), id="infected and deferred"),
         pytest.param(instead(VIRUS, lost(VIRUS)), id="infected, connection lost"),
         pytest.param(instead(VIRUS, told(VIRUS, refusal("MAIL", b"550 5.7.1").decode())), id="infected, refused early"),
@@ -99,6 +105,7 @@ def test_what_faults_bring_about_breaks_no_promise(records: list[Record]) -> Non
 BREACHES = [
     pytest.param(COMPLETE, instead(CLEAN), id="a message that was never tried"),
     pytest.param(COMPLETE, instead(CLEAN, lost(CLEAN, end=End.SILENT)), id="a client that was left without a word"),
+    pytest.param(CUT_OFF, instead(SPARED, lost(SPARED)), id="a connection lost while nothing befell the daemon"),
     pytest.param(LOST, instead(CLEAN, told(CLEAN, OK)), id="told 250, not delivered"),
     pytest.param(LOST, instead(CLEAN, told(CLEAN, DROPPED)), id="clean, and dropped"),
     pytest.param(
@@ -137,7 +144,7 @@ BREACHES = [
         instead(CLEAN, told(CLEAN, OK), delivery(CLEAN, digest="other")),
         id="the text of another message",
     ),
-    pytest.param(ALTERED, [*HONEST, delivery(4)], id="a message that nobody sent"),
+    pytest.param(ALTERED, [*HONEST, delivery(5)], id="a message that nobody sent"),
     pytest.param(ALTERED, [*HONEST, delivery(CLEAN, 2)], id="a try that nobody made"),
     pytest.param(
         REFUSED, instead(CLEAN, told(CLEAN, "550 5.6.0 Message holds a dot")), id="refused by the filter itself"
@@ -160,5 +167,5 @@ def test_tries_are_counted_by_their_end_and_messages_that_came_twice_once() -> N
         CLEAN, lost(CLEAN), delivery(CLEAN), lost(CLEAN, 2, end=End.LEFT), delivery(CLEAN, 2), told(CLEAN, LATER, 3)
     )
     ledger = Ledger.of(MESSAGES, records)
-    assert ledger.ends() == {"2xx": 2, "4xx": 1, "lost": 1, "left": 1}
+    assert ledger.ends() == {"2xx": 3, "4xx": 1, "lost": 1, "left": 1}
     assert delivered_twice(ledger) == 1
