@@ -50,7 +50,8 @@ class Plan:
     @classmethod
     def of(cls, messages: int, *, seed: int, workers: int, rate: float | None, interval: float | None) -> Plan:
         """Choose what is None: so that each kind of trouble comes in a short run, and in a long one often."""
-        return cls(messages, seed, workers, rate or min(60.0, max(4.0, messages / 20)), interval or 0.5)
+        rate = rate or min(60.0, max(4.0, messages / 20))
+        return cls(messages, seed, workers, rate, interval or (0.6 if messages >= _LONG else 0.5))
 
     @property
     def pause(self) -> float:
