@@ -171,7 +171,12 @@ class Server:
             self._places.give_back()
             return
         self._sessions.add(session)
-        session.start(sock)
+        try:
+            session.start(sock)
+        except OSError as error:
+            self._complain("cannot watch a connection: %s", describe(error))
+            _refuse(sock)
+            self._on_ended(session)
 
     def _next_tag(self) -> str:
         """Return the id of the next connection in the log. Each worker has its own, as a row in the same memory."""
