@@ -8,7 +8,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.commons import Commons, Share
@@ -50,6 +50,24 @@ _FIRST_ID, _LAST_ID = 0x100000, 0xFFFFFF
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+class _Setup:
+    """What is made of one reading of the settings. A session keeps the one that it began with."""
+
+    __slots__ = ("_on_ended", "host", "pool", "sessions")
+
+    host: Host
+
+    def __init__(self, pool: Pool, on_ended: Callable[[_Setup, Session], None]) -> None:
+        self.pool = pool
+        self.sessions = 0
+        self._on_ended = on_ended
+
+    def ended(self, session: Session) -> None:
+        """Take note of the end of a session that had it."""
+        self.sessions -= 1
+        self._on_ended(self, session)
+
+
 class Server:
     """Accepts clients on ``listeners``, which are bound and listening, and runs a session for each.
 
@@ -72,23 +90,58 @@ class Server:
         self._places = share.places
         # A turn in which one worker takes all who wait gives it all those connections for as long as they last.
         self._batch = ACCEPT_BATCH if share.workers == 1 else 1
-        self._pool = Pool(settings.clam_addresses, time_out=settings.time_out)
         self._hooks = HookRunner()
         self._poller = Poller()
-        self._host = Host(
-            settings=settings,
-            poller=self._poller,
-            inspector=Inspector(settings, self._pool, self._hooks, row=share.row),
-            ended=self._on_ended,
-            certificate=certificate,
-            out_context=client_context(settings.out_tls),
-            outgoing=share.outgoing,
-        )
+        self._setup = self._set_up(settings, certificate, self._new_pool(settings))
+        # Those from before, for as long as a session has them.
+        self._old_setups: set[_Setup] = set()
         self._sessions: set[Session] = set()
         self._empty = asyncio.Event()
         # Given up for a moment when descriptors run out, so that a client can be told 421, not cut off.
         self._reserve = -1
         self._next_complaint = 0.0
+
+    def _new_pool(self, settings: Settings) -> Pool:
+        return Pool(settings.clam_addresses, time_out=settings.time_out)
+
+    def _set_up(self, settings: Settings, certificate: Certificate | None, pool: Pool) -> _Setup:
+        setup = _Setup(pool, self._on_ended)
+        setup.host = Host(
+            settings=settings,
+            poller=self._poller,
+            inspector=Inspector(settings, pool, self._hooks, row=self._share.row),
+            ended=setup.ended,
+            certificate=certificate,
+            out_context=client_context(settings.out_tls),
+            outgoing=self._share.outgoing,
+        )
+        return setup
+
+    def renew(self, settings: Settings, certificate: Certificate | None) -> None:
+        """Have connections from now on served by other settings; sessions that there are keep theirs.
+
+        Where to listen, and how many clients there may be, stays as it is. Raises StartError, as at the start; then
+        nothing has changed.
+        """
+        old = self._setup
+        before = old.host.settings
+        # What it has learnt of the scanners is as true as before, and so are the scans under way.
+        same = (before.clam_addresses, before.time_out) == (settings.clam_addresses, settings.time_out)
+        self._setup = self._set_up(settings, certificate, old.pool if same else self._new_pool(settings))
+        self._old_setups.add(old)
+        self._let_go(old)
+
+    def _let_go(self, setup: _Setup) -> None:
+        """Close the connections to clamd of a setup that nobody has any more."""
+        if setup.sessions == 0 and setup in self._old_setups:
+            self._old_setups.discard(setup)
+            if setup.pool not in (other.pool for other in (self._setup, *self._old_setups)):
+                # Not now: what has just been cancelled has not heard of it yet.
+                asyncio.get_running_loop().call_soon(setup.pool.close)
+
+    async def usable(self) -> None:
+        """Return when a scanner can be used: one of the settings in force now."""
+        await self._setup.pool.usable()
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set; then let transactions in flight end, and return."""
@@ -113,7 +166,7 @@ class Server:
             self._empty.clear()
             await self._empty.wait()
         await self._hooks.drain(HOOK_LIMIT)
-        self._pool.close()
+        self._setup.pool.close()
         self._poller.close()
         if self._reserve >= 0:
             os.close(self._reserve)
@@ -159,12 +212,14 @@ class Server:
                 _refuse(sock)
 
     def _start(self, sock: socket.socket, listen: Listen) -> None:
+        setup = self._setup
         try:
-            session = Session(self._host, self._next_tag(), sock, listen)
+            session = Session(setup.host, self._next_tag(), sock, listen)
         except OSError:
             sock.close()
             self._places.give_back()
             return
+        setup.sessions += 1
         self._sessions.add(session)
         session.start(sock)
 
@@ -176,9 +231,11 @@ class Server:
         ids = _LAST_ID - _FIRST_ID + 1
         return f"{_FIRST_ID + number % (ids - ids % share.workers):06X}"
 
-    def _on_ended(self, session: Session) -> None:
+    def _on_ended(self, setup: _Setup, session: Session) -> None:
         self._sessions.discard(session)
         self._places.give_back()
+        if setup is not self._setup:
+            self._let_go(setup)
         if not self._sessions:
             self._empty.set()
 

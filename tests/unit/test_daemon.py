@@ -290,7 +290,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, serve_as: Callable[[Story], None]) ->
         done.append("find user")
         return name
 
-    def listen(_places: Sequence[Listen]) -> list[Listener]:
+    def listen(_places: Sequence[Listen], _passed: Sequence[socket.socket]) -> list[Listener]:
         done.append("listen")
         return []
 

@@ -37,6 +37,9 @@ class Crew:
     def __init__(self, work: Work, then: Callable[[Crew], None] | None = None) -> None:
         self.told: list[str] = []
         self.memory = mmap.mmap(-1, 64)
+        self.beats = True
+        self.good = True
+        self.looks = 0
         self._work = work
         self._then = then
 
@@ -50,10 +53,27 @@ class Crew:
     def serve(self, worker: int, tie: Tie) -> None:
         self.memory[8 * worker] = 1
         tie.admit_signals()
-        tie.tell_serving()
+        tie.tell()
 
     def serves(self, worker: int) -> bool:
         return bool(self.memory[8 * worker])
+
+    def beat(self, worker: int) -> int:
+        return time.monotonic_ns() if self.beats else 0
+
+    def sessions(self) -> int:
+        return 7
+
+    def on_look(self) -> None:
+        self.looks += 1
+
+    def on_alive(self) -> None:
+        self.told.append("alive")
+
+    def read_again(self, tell: Callable[[], None]) -> None:
+        self.told.append("read again")
+        if self.good:
+            tell()
 
     def on_started(self) -> None:
         self.told.append("started")
@@ -418,7 +438,7 @@ def test_a_worker_notices_that_there_is_no_supervisor_any_more() -> None:
         os.write(tell, b"%d\n" % os.getpid())
         select.select([tie.lifeline], [], [])
         # Whoever has the supervisor's number now is not to be bothered.
-        tie.tell_serving()
+        tie.tell()
         os.write(tell, b"end\n")
         return 0
 
