@@ -19,6 +19,7 @@ MODULES = [
     "proxyprotocol",
     "templates",
     "values",
+    "verdicts",
     "clamd.protocol",
     "smtp.body",
     "smtp.capabilities",

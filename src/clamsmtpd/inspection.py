@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 
 from clamsmtpd import hooks, policy
 from clamsmtpd.clamd.client import EarlyScan
-from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import Settings
 from clamsmtpd.headers import HeaderTemplate
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.log import escape, message_line
-from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, UNSCANNED, Metrics
+from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, TURNED_AWAY, UNSCANNED, Metrics
+from clamsmtpd.scans import Scans
 from clamsmtpd.spool import Spool
-from clamsmtpd.values import Clean, Decision, Defer, Deliver, Envelope, Infected, Oversize, Unscanned, Verdict
+from clamsmtpd.values import Clean, Decision, Defer, Deliver, Envelope, Infected, Oversize, Unjudged, Unscanned, Verdict
 
 __all__ = ["Inspector", "Route"]
 
@@ -41,41 +41,64 @@ def _now() -> datetime:
     return datetime.now(UTC).astimezone()
 
 
+def _say(verdict: Verdict) -> str:
+    match verdict:
+        case Clean():
+            return "clean"
+        case Infected(name):
+            return name
+        case Unscanned(reason) | Oversize(reason):
+            return f"none; {escape(reason)}"
+
+
 class Inspector:
     """Holds what the inspection of every message needs.
 
     ``clock`` gives an aware local time. Messages are counted in ``row``, one of :class:`Metrics`.
     """
 
-    __slots__ = ("_clock", "_hooks", "_pool", "_row", "_settings", "_template")
+    __slots__ = ("_clock", "_hooks", "_row", "_scans", "_settings", "_template")
 
     def __init__(
         self,
         settings: Settings,
-        pool: Pool,
+        scans: Scans,
         hook_runner: HookRunner,
         clock: Callable[[], datetime] = _now,
         row: memoryview | None = None,
     ) -> None:
         self._settings = settings
-        self._pool = pool
+        self._scans = scans
         self._hooks = hook_runner
         self._template = HeaderTemplate(settings.header)
         self._clock = clock
         self._row = Metrics().row(0) if row is None else row
 
+    def admits(self) -> bool:
+        """Tell whether a message that comes now can be judged in time; if not, it need not be sent."""
+        # One that passes unscanned if need be can always come.
+        if self._settings.scan_failure is Unjudged.PASS or self._scans.admits():
+            return True
+        self._row[TURNED_AWAY] += 1
+        _log.warning("message refused before its text: no scanner could judge it in time")
+        return False
+
     def begin(self, message: Spool) -> EarlyScan | None:
         """Have a message scanned while it comes in, where that saves time; cancel it if the message is given up."""
-        return self._pool.begin(message)
+        return self._scans.begin(message)
 
     async def inspect(
         self, message: Spool, envelope: Envelope, route: Route, *, stuffed: bool, early: EarlyScan | None = None
     ) -> Decision:
         """Scan a whole message, log its one line, keep and report a virus, and decide.
 
-        Whatever goes wrong on this side ends in :class:`Defer`: the client keeps its message.
+        Whatever goes wrong on this side ends in :class:`Defer`: the client keeps its message. So does a message that
+        its client has abandoned meanwhile; its verdict is kept for when it comes again, and nothing else is done.
         """
         verdict = await self._scan(message, early, stuffed=stuffed)
+        if message.abandoned:
+            _log.info("%s: the verdict came after the client had left: %s", route.tag, _say(verdict))
+            return Defer()
         self._count(verdict, message)
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s: %s", route.tag, message_line(envelope, verdict))
@@ -107,7 +130,7 @@ class Inspector:
     async def _scan(self, message: Spool, early: EarlyScan | None, *, stuffed: bool) -> Verdict:
         try:
             message.seal(stuffed=stuffed)
-            return await self._pool.scan(message, early)
+            return await self._scans.scan(message, early)
         except OSError as error:
             return Unscanned(f"spool in {self._settings.temp_directory}: {error}")
 

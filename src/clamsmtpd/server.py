@@ -18,7 +18,9 @@ from clamsmtpd.inspection import Inspector
 from clamsmtpd.listeners import Listener
 from clamsmtpd.log import describe
 from clamsmtpd.metrics import CONNECTIONS, REFUSED
+from clamsmtpd.orphans import Orphans
 from clamsmtpd.poller import Poller
+from clamsmtpd.scans import Scans
 from clamsmtpd.session import Host, Session
 from clamsmtpd.smtp import replies
 from clamsmtpd.tls import Certificate, client_context
@@ -50,15 +52,37 @@ _FIRST_ID, _LAST_ID = 0x100000, 0xFFFFFF
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+class _Scanners:
+    """The scanners of some settings, what is scanned there, and what of that nobody waits for any more."""
+
+    __slots__ = ("orphans", "pool", "scans", "settings")
+
+    def __init__(self, settings: Settings, share: Share) -> None:
+        self.settings = settings
+        self.pool = Pool(settings.clam_addresses, time_out=settings.time_out)
+        self.scans = Scans(self.pool, share.verdicts, share.row)
+        self.orphans = Orphans()
+
+    def suit(self, settings: Settings) -> bool:
+        """Whether other settings want the same ones."""
+        ours = self.settings
+        return (ours.clam_addresses, ours.time_out) == (settings.clam_addresses, settings.time_out)
+
+    async def close(self) -> None:
+        """Give up what is still scanned, and close the connections."""
+        await self.orphans.end()
+        self.pool.close()
+
+
 class _Setup:
     """What is made of one reading of the settings. A session keeps the one that it began with."""
 
-    __slots__ = ("_on_ended", "host", "pool", "sessions")
+    __slots__ = ("_on_ended", "host", "scanners", "sessions")
 
     host: Host
 
-    def __init__(self, pool: Pool, on_ended: Callable[[_Setup, Session], None]) -> None:
-        self.pool = pool
+    def __init__(self, scanners: _Scanners, on_ended: Callable[[_Setup, Session], None]) -> None:
+        self.scanners = scanners
         self.sessions = 0
         self._on_ended = on_ended
 
@@ -92,24 +116,23 @@ class Server:
         self._batch = ACCEPT_BATCH if share.workers == 1 else 1
         self._hooks = HookRunner()
         self._poller = Poller()
-        self._setup = self._set_up(settings, certificate, self._new_pool(settings))
-        # Those from before, for as long as a session has them.
+        self._setup = self._set_up(settings, certificate, _Scanners(settings, share))
+        # Those from before, for as long as a session has them, and the tasks that close what nobody has any more.
         self._old_setups: set[_Setup] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._sessions: set[Session] = set()
         self._empty = asyncio.Event()
         # Given up for a moment when descriptors run out, so that a client can be told 421, not cut off.
         self._reserve = -1
         self._next_complaint = 0.0
 
-    def _new_pool(self, settings: Settings) -> Pool:
-        return Pool(settings.clam_addresses, time_out=settings.time_out)
-
-    def _set_up(self, settings: Settings, certificate: Certificate | None, pool: Pool) -> _Setup:
-        setup = _Setup(pool, self._on_ended)
+    def _set_up(self, settings: Settings, certificate: Certificate | None, scanners: _Scanners) -> _Setup:
+        setup = _Setup(scanners, self._on_ended)
         setup.host = Host(
             settings=settings,
             poller=self._poller,
-            inspector=Inspector(settings, pool, self._hooks, row=self._share.row),
+            inspector=Inspector(settings, scanners.scans, self._hooks, row=self._share.row),
+            orphans=scanners.orphans,
             ended=setup.ended,
             certificate=certificate,
             out_context=client_context(settings.out_tls),
@@ -124,24 +147,25 @@ class Server:
         nothing has changed.
         """
         old = self._setup
-        before = old.host.settings
-        # What it has learnt of the scanners is as true as before, and so are the scans under way.
-        same = (before.clam_addresses, before.time_out) == (settings.clam_addresses, settings.time_out)
-        self._setup = self._set_up(settings, certificate, old.pool if same else self._new_pool(settings))
+        # What has been learnt of the same scanners is as true as before.
+        scanners = old.scanners if old.scanners.suit(settings) else _Scanners(settings, self._share)
+        self._setup = self._set_up(settings, certificate, scanners)
         self._old_setups.add(old)
         self._let_go(old)
 
     def _let_go(self, setup: _Setup) -> None:
-        """Close the connections to clamd of a setup that nobody has any more."""
-        if setup.sessions == 0 and setup in self._old_setups:
+        """Let go of what a setup from before has alone, when no session has it any more."""
+        if setup.sessions == 0:
             self._old_setups.discard(setup)
-            if setup.pool not in (other.pool for other in (self._setup, *self._old_setups)):
-                # Not now: what has just been cancelled has not heard of it yet.
-                asyncio.get_running_loop().call_soon(setup.pool.close)
+            if all(setup.scanners is not other.scanners for other in (self._setup, *self._old_setups)):
+                # Not at once: what has just been cancelled has not heard of it yet.
+                closing = asyncio.get_running_loop().create_task(setup.scanners.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
 
     async def usable(self) -> None:
         """Return when a scanner can be used: one of the settings in force now."""
-        await self._setup.pool.usable()
+        await self._setup.scanners.pool.usable()
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set; then let transactions in flight end, and return."""
@@ -165,8 +189,9 @@ class Server:
         while self._sessions:
             self._empty.clear()
             await self._empty.wait()
+        await self._setup.scanners.close()
+        await asyncio.gather(*self._closing)
         await self._hooks.drain(HOOK_LIMIT)
-        self._setup.pool.close()
         self._poller.close()
         if self._reserve >= 0:
             os.close(self._reserve)

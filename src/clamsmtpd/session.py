@@ -24,6 +24,7 @@ from clamsmtpd.deadlines import LINGER_LIMIT, Deadline, Progress
 from clamsmtpd.dialling import dial, dial_by_name
 from clamsmtpd.inspection import Inspector, Route
 from clamsmtpd.log import describe, escape
+from clamsmtpd.orphans import Orphans
 from clamsmtpd.peers import LOCAL_CLIENT, UNKNOWN_CLIENT, end_point, host_of, identify, original_destination
 from clamsmtpd.poller import Poller
 from clamsmtpd.proxyprotocol import Proxied, ProxyError, ProxyHeader
@@ -52,11 +53,16 @@ from clamsmtpd.tls import Certificate
 from clamsmtpd.transmission import Transmission
 from clamsmtpd.values import Address, Decision, Defer, Listen, TcpAddress, UnixAddress
 
-__all__ = ["Host", "Session"]
+__all__ = ["AUTOMATIC_KEEP_ALIVE", "Host", "Session"]
 
 _log = logging.getLogger("clamsmtpd")
 
 _Arguments = TypeVarTuple("_Arguments")
+
+#: Seconds after which the next hop hears a NOOP while a message is received and scanned, if KeepAlives says nothing
+#: else; half a minute more at most, until the clock looks again. A server has to wait for a command for 300 (RFC 5321
+#: section 4.5.3.2.7); those that are short of connections wait less.
+AUTOMATIC_KEEP_ALIVE = 45.0
 
 
 @dataclass(slots=True)
@@ -72,6 +78,7 @@ class Host:
     inspector: Inspector
     poller: Poller
     ended: Callable[[Session], None]
+    orphans: Orphans
     certificate: Certificate | None = None
     out_context: ssl.SSLContext | None = None
     outgoing: Register = field(default_factory=set[Ends])
@@ -152,6 +159,7 @@ class Session:
         "_server_handshake",
         "_server_heard",
         "_server_protocol",
+        "_silent_since",
         "_spool",
         "_transmission",
         "relay",
@@ -194,6 +202,8 @@ class Session:
         self._client_octets = 0
         self._deadline = Deadline(float(host.settings.time_out), self._look, self._on_expired, self._loop)
         self._keep_alive: asyncio.TimerHandle | None = None
+        # When the clock first saw a message on its way of which the next hop has heard nothing since; 0 for none.
+        self._silent_since = 0.0
         self._debug = _log.isEnabledFor(logging.DEBUG)
         if self._proxy is None:
             _log.info("%s: accepted connection from: %s", tag, self._route.client)
@@ -214,6 +224,7 @@ class Session:
             trusted=trusted,
             starttls=self._host.certificate is not None,
             out_tls=settings.out_tls,
+            admits=self._host.inspector.admits,
         )
 
     def start(self, sock: socket.socket) -> None:
@@ -598,8 +609,9 @@ class Session:
             _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
             _log.debug("%s: traceback", self.tag, exc_info=error)
             decision = Defer()
-        self._inspecting = None
-        self.run(self.relay.decide, decision)
+        if not spool.abandoned:
+            self._inspecting = None
+            self.run(self.relay.decide, decision)
 
     def _transmit(self, effect: Transmit) -> None:
         if self._spool is None or self._server is None:
@@ -633,18 +645,26 @@ class Session:
 
     def _discard(self, _effect: Discard | None = None) -> None:
         self._transmission = None
-        if self._early is not None:
-            self._early.cancel()
-            self._early = None
-        if self._inspecting is not None:
-            self._inspecting.cancel()
-            self._inspecting = None
-        if self._spool is not None:
-            spool, self._spool = self._spool, None
-            try:
-                spool.close()
-            except OSError as error:
-                _log.error("%s: cannot close the spool: %s", self.tag, describe(error))
+        early, self._early = self._early, None
+        spool, self._spool = self._spool, None
+        inspecting, self._inspecting = self._inspecting, None
+        if spool is None:
+            return
+        if inspecting is not None:
+            # The client that has left will be back with the same message.
+            spool.abandoned = True
+            inspecting.add_done_callback(partial(self._close_spool, spool, early))
+            self._host.orphans.take(inspecting)
+        else:
+            self._close_spool(spool, early)
+
+    def _close_spool(self, spool: Spool, early: EarlyScan | None, _inspecting: object = None) -> None:
+        if early is not None:
+            early.cancel()
+        try:
+            spool.close()
+        except OSError as error:
+            _log.error("%s: cannot close the spool: %s", self.tag, describe(error))
 
     def _close_server(self, effect: CloseServer) -> None:
         if self._connecting is not None:
@@ -716,7 +736,24 @@ class Session:
     def _look(self) -> Progress:
         """Tell the clock where the dialogue is."""
         octets = self._client_octets if self._transmission is None else self._transmission.sent
-        return self.relay.awaits, self.relay.steps, octets
+        awaits = self.relay.awaits
+        if awaits is Awaits.VERDICT or awaits is Awaits.DATA:
+            self._keep_awake()
+        else:
+            self._silent_since = 0.0
+        return awaits, self.relay.steps, octets
+
+    def _keep_awake(self) -> None:
+        """Have the next hop hear something while it waits for a message that takes its time (KeepAlives: automatic)."""
+        if self._host.settings.keep_alives is not None:
+            return
+        now = self._loop.time()
+        if not self._silent_since:
+            self._silent_since = now
+        elif now - self._silent_since >= AUTOMATIC_KEEP_ALIVE:
+            self._silent_since = now
+            # Not now: it is the clock that looks.
+            self._loop.call_soon(self.run, self.relay.keep_alive)
 
     def _on_expired(self) -> None:
         if self._proxy is not None:

@@ -81,6 +81,7 @@ class Spool:
         "_path",
         "_plain_fd",
         "_stuffed",
+        "abandoned",
         "sealed",
         "size",
     )
@@ -106,6 +107,8 @@ class Spool:
         self._failed = False
         #: Whether the text is complete.
         self.sealed = False
+        #: Whether nobody waits for the verdict any more. It is still worth having; who judges it closes it then.
+        self.abandoned = False
         # Whether clamd, which shares it, may have moved the position in the file.
         self._handed_out = False
         self._on_growth: Callable[[], None] | None = None
@@ -233,6 +236,28 @@ class Spool:
             # clamd has a working directory of its own.
             self._path = os.path.abspath(self._write_named("clamsmtpd.", 0o640, lasting=False))
         return self._path
+
+    # ---- for who compares it with others ------------------------------------------------------
+
+    def same_text(self, other: Spool) -> bool:
+        """Tell whether the scanner would get the same octets. Both are complete. Raises OSError."""
+        if self.size != other.size or self._stuffed != other._stuffed:
+            return False
+        # Nearly always the first piece differs: there stands who sent it, and when. Where it does not, to read on
+        # costs a hundredth of a second at 30 MB, once, in place of a scan.
+        return all(a == b for a, b in zip(self._wire_pieces(), other._wire_pieces(), strict=True))
+
+    def stored_pieces(self) -> Iterator[bytes]:
+        """Yield what tells texts apart for the scanner: the octets, and whether dots are stuffed. Raises OSError."""
+        yield b"stuffed:" if self._stuffed else b"plain:"
+        yield from self._wire_pieces()
+
+    def _wire_pieces(self) -> Iterator[bytes]:
+        if self._fd >= 0:
+            return FileRange(self._fd, 0, self.size).pieces()
+        # In pieces of the same length, whatever it was appended in.
+        whole = b"".join(self._chunks)
+        return iter([whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE)])
 
     # ---- what stays ---------------------------------------------------------------------------
 

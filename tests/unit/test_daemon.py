@@ -18,12 +18,13 @@ from clamsmtpd import __version__, daemon, worker
 from clamsmtpd.commons import Share
 from clamsmtpd.config import Settings, load
 from clamsmtpd.listeners import Listener
+from clamsmtpd.metrics import METRICS
 from clamsmtpd.tls import Certificate
 from clamsmtpd.values import Listen, StartError
 
 logger = logging.getLogger("clamsmtpd")
 
-NOTHING_COUNTED = "totals: connections=0, refused=0, clean=0, infected=0, unscanned=0, octets=0, sessions=0, workers=0"
+NOTHING_COUNTED = f"totals: {', '.join(f'{metric.name}=0' for metric in METRICS)}"
 
 Story = Callable[[asyncio.Event], object]
 
@@ -68,6 +69,9 @@ def serve_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
             ) -> None:
                 self._listeners = listeners
 
+            def renew(self, *_new: object) -> None:
+                """Have the same story go on."""
+
             async def serve(self, stop: asyncio.Event) -> None:
                 try:
                     if asyncio.iscoroutine(result := story(stop)):
@@ -109,6 +113,7 @@ def test_a_signal_stops_it_and_nothing_is_left(
     assert daemon.run(settings, foreground_level=3) == 0
     assert _errors(capsys) == [
         f"clamsmtpd: clamsmtpd {__version__} accepting connections on {tmp_path}/socket",
+        "clamsmtpd: settings read again: nothing has changed",
         f"clamsmtpd: {NOTHING_COUNTED}",
         "clamsmtpd: stopped",
     ]

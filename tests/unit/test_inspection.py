@@ -12,11 +12,11 @@ from typing import cast
 import pytest
 
 from clamsmtpd.clamd.client import EarlyScan
-from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import Settings, load
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector, Route
 from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, UNSCANNED, Metrics
+from clamsmtpd.scans import Scans
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Bounce, Clean, Decision, Defer, Deliver, Drop, Envelope, Infected, Unscanned, Verdict
 
@@ -59,7 +59,9 @@ def inspect(
     folder: Path, verdict: Verdict | OSError, *lines: str, text: bytes = b"x\r\n", stuffed: bool = False
 ) -> tuple[Decision, Oracle, Hooks]:
     oracle, hooks = Oracle(verdict), Hooks()
-    inspector = Inspector(settings(folder, *lines), cast("Pool", oracle), cast("HookRunner", hooks), clock=lambda: NOON)
+    inspector = Inspector(
+        settings(folder, *lines), cast("Scans", oracle), cast("HookRunner", hooks), clock=lambda: NOON
+    )
     spool = Spool(str(folder), "test")
     spool.append(text)
     try:
@@ -137,7 +139,7 @@ def test_what_cannot_be_kept_is_not_dropped(
 )
 def test_a_message_is_counted_with_its_octets(tmp_path: Path, verdict: Verdict, counted: int) -> None:
     row = Metrics().row(0)
-    inspector = Inspector(settings(tmp_path), cast("Pool", Oracle(verdict)), cast("HookRunner", Hooks()), row=row)
+    inspector = Inspector(settings(tmp_path), cast("Scans", Oracle(verdict)), cast("HookRunner", Hooks()), row=row)
     for _ in range(2):
         spool = Spool(str(tmp_path), "test")
         spool.append(b"12345\r\n")
@@ -148,7 +150,7 @@ def test_a_message_is_counted_with_its_octets(tmp_path: Path, verdict: Verdict, 
 
 def test_the_clock_is_the_time_zone_of_the_machine(tmp_path: Path) -> None:
     inspector = Inspector(
-        settings(tmp_path, "Header: X: %d"), cast("Pool", Oracle(Clean())), cast("HookRunner", Hooks())
+        settings(tmp_path, "Header: X: %d"), cast("Scans", Oracle(Clean())), cast("HookRunner", Hooks())
     )
     spool = Spool(str(tmp_path), "test")
     decision = asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False))

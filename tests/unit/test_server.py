@@ -278,8 +278,15 @@ def test_what_is_counted(tmp_path: Path) -> None:
             await client.envelope()
             await greeting(here)
             assert (await client.message(b"Subject: x\r\n\r\n")).startswith(b"250 ")
-            assert str(commons.metrics) == (
-                "connections=1, refused=1, clean=1, infected=0, unscanned=0, octets=14, sessions=1, workers=1"
-            )
+            counted = dict(pair.split("=") for pair in str(commons.metrics).split(", "))
+            del counted["scanners"]
+            assert {name: int(number) for name, number in counted.items() if number != "0"} == {
+                "connections": 1,
+                "refused": 1,
+                "clean": 1,
+                "octets": 14,
+                "sessions": 1,
+                "workers": 1,
+            }
 
     run(main())

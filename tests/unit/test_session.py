@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from clamsmtpd import policy
+from clamsmtpd import policy, session
+from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.server import Server
@@ -614,3 +615,146 @@ def test_a_fault_of_ours_delivers_nothing(
 
     run(main())
     assert any("internal error: RuntimeError: a bug" in record.getMessage() for record in caplog.records)
+
+
+# ---- verdicts that nobody waits for ---------------------------------------------------------------
+
+
+def test_a_verdict_that_comes_after_the_client_has_left_is_there_for_its_next_try(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="clamsmtpd")
+    monkeypatch.setattr(Pool, "version", "ClamAV 1.4.3/27000")
+
+    async def main() -> None:
+        clamd = Clamd(INFECTED)
+        clamd.answers.clear()
+        async with world(tmp_path, "Action: bounce", "Quarantine: on", clamd=clamd) as here:
+            client = await here.client()
+            await client.envelope()
+            await client.ask(b"DATA")
+            client.send(b"x\r\n.\r\n")
+            await until(lambda: clamd.requests == 1)
+            client.close()
+            await until(lambda: here.hop.open == 0)
+            assert os.listdir(here.folder) == []
+            clamd.answers.set()
+            await until(lambda: "the verdict came after the client had left: Eicar-Test" in caplog.text)
+            # Of a message that is still to come there is nothing to be counted or kept.
+            assert "status=" not in caplog.text
+            assert os.listdir(here.folder) == []
+            client = await here.client()
+            await client.envelope()
+            asked = clamd.requests
+            assert (await client.message(b"x\r\n")).startswith(b"550 ")
+            assert clamd.requests == asked
+            assert len(os.listdir(here.folder)) == 1
+
+    before = descriptors()
+    run(main())
+    assert descriptors() == before
+
+
+def test_a_client_that_tries_again_meanwhile_waits_for_the_same_scan(tmp_path: Path) -> None:
+    async def main() -> None:
+        clamd = Clamd()
+        clamd.answers.clear()
+        async with world(tmp_path, clamd=clamd) as here:
+            client = await here.client()
+            for _ in range(4):
+                client.close()
+                client = await here.client()
+                await client.envelope()
+                await client.ask(b"DATA")
+                client.send(b"x\r\n.\r\n")
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)
+            assert clamd.requests == 1
+            clamd.answers.set()
+            assert await client.reply() == b"250 queued\r\n"
+            assert len(here.hop.texts) == 1
+
+    before = descriptors()
+    run(main())
+    assert descriptors() == before
+
+
+def test_a_stop_does_not_wait_for_verdicts_that_nobody_waits_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        clamd = Clamd()
+        clamd.answers.clear()
+        async with world(tmp_path, clamd=clamd) as here:
+            client = await here.client()
+            await client.envelope()
+            await client.ask(b"DATA")
+            client.send(b"x\r\n.\r\n")
+            await until(lambda: clamd.requests == 1)
+            client.close()
+            await until(lambda: here.hop.open == 0)
+            here.stop.set()
+            await asyncio.wait_for(asyncio.shield(here.served), 2)
+
+    run(main())
+
+
+# ---- no hope of a verdict -------------------------------------------------------------------------
+
+
+def test_a_message_is_refused_before_its_text_when_no_verdict_could_come_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopeless = True
+    monkeypatch.setattr(Pool, "admits", lambda _pool: not hopeless)
+
+    async def main() -> None:
+        nonlocal hopeless
+        async with world(tmp_path) as here:
+            client = await here.client()
+            await client.envelope()
+            assert await client.ask(b"DATA") == b"451 4.3.2 Virus scan not possible in time now; try again later\r\n"
+            assert here.hop.verbs[-1] == "RCPT"
+            hopeless = False
+            for line in (b"RSET", b"MAIL FROM:<a@example.org>", b"RCPT TO:<b@example.org>"):
+                await client.ask(line)
+            assert await client.message() == b"250 queued\r\n"
+
+    run(main())
+
+
+def test_a_message_that_may_pass_unscanned_is_never_refused_before_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pool, "admits", lambda _pool: False)
+
+    async def main() -> None:
+        async with world(tmp_path, "ScanFailure: pass") as here:
+            client = await here.client()
+            await client.envelope()
+            assert await client.message() == b"250 queued\r\n"
+
+    run(main())
+
+
+# ---- a message that takes its time ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("setting", "noops"), [("KeepAlives: automatic", True), ("KeepAlives: 0", False)])
+def test_the_next_hop_is_kept_awake_by_itself_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, *, noops: bool
+) -> None:
+    monkeypatch.setattr(session, "AUTOMATIC_KEEP_ALIVE", 0.2)
+
+    async def main() -> None:
+        clamd = Clamd()
+        clamd.answers.clear()
+        async with world(tmp_path, setting, "TimeOut: 1", clamd=clamd) as here:
+            client = await here.client()
+            await client.envelope()
+            await client.ask(b"DATA")
+            client.send(b"x\r\n.\r\n")
+            await asyncio.sleep(0.8)
+            assert ("NOOP" in here.hop.verbs) is noops
+            clamd.answers.set()
+            assert await client.reply() == b"250 queued\r\n"
+
+    run(main())

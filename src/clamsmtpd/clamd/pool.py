@@ -19,6 +19,15 @@ class Pool:
     def __init__(self, addresses: Sequence[Address], *, time_out: float) -> None:
         self._scanners = [Scanner(address, time_out=time_out) for address in addresses]
 
+    @property
+    def version(self) -> str:
+        """What the scanners say of their signatures; empty if unknown, or if they do not say the same."""
+        return ""
+
+    def admits(self) -> bool:
+        """Tell whether a message that comes now can be judged in time."""
+        return True
+
     def begin(self, message: Scannable) -> EarlyScan | None:
         """Have a message scanned that still comes in, if it becomes large, and if that saves time in the end."""
         return self._scanners[0].begin(message)

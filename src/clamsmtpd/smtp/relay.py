@@ -82,13 +82,17 @@ _CLOSING = 421
 _BAD_SEQUENCE = 503
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the settings say about a dialogue.
 
     ``lmtp_client``, ``lmtp_server``: that side speaks LMTP. ``announce``: tell the next hop who the client is by
     XCLIENT. ``trusted``: the client may say by XCLIENT who it is. ``starttls``: there is a certificate to offer TLS
-    with.
+    with. ``admits`` tells whether a message that comes now can be judged in time.
     """
 
     lmtp_client: bool = False
@@ -97,6 +101,7 @@ class Terms:
     trusted: bool = False
     starttls: bool = False
     out_tls: OutTls = OutTls.OFF
+    admits: Callable[[], bool] = _always
 
     @property
     def one_recipient(self) -> bool:
@@ -605,6 +610,8 @@ class Relay:
             return replies.MAIL_FIRST
         if not self._recipients:
             return replies.NO_RECIPIENTS_LMTP if self._terms.lmtp_client else replies.NO_RECIPIENTS
+        if self._message is None and not self._terms.admits():
+            return replies.TURNED_AWAY
         return b""
 
     def _objection_to_starttls(self, argument: bytes) -> bytes:

@@ -44,6 +44,7 @@ __all__ = [
     "TOO_LARGE",
     "TOO_MANY_CONNECTIONS",
     "TOO_MANY_ERRORS",
+    "TURNED_AWAY",
     "VIRUS_BOUNCED",
     "VIRUS_DROPPED",
     "WRONG_HELLO",
@@ -65,6 +66,8 @@ VIRUS_DROPPED = b"250 2.0.0 Virus found; message discarded\r\n"
 VIRUS_BOUNCED = b"550 5.7.1 Virus found; message refused\r\n"
 
 SCAN_FAILED = b"451 4.3.0 Virus scan not possible now; try again later\r\n"
+# RFC 3463 section 3.4: the system is not accepting messages now.
+TURNED_AWAY = b"451 4.3.2 Virus scan not possible in time now; try again later\r\n"
 CANNOT_STORE = b"451 4.3.1 Message cannot be stored now; try again later\r\n"
 CLIENT_LEFT = b"451 4.4.2 Connection closed before the reply to the message; nothing delivered\r\n"
 NEXT_HOP_LOST_MESSAGE = b"451 4.4.2 Connection to the next hop was lost; try again later\r\n"

@@ -1767,3 +1767,26 @@ def test_when_each_verb_may_come() -> None:
     }
     assert verbs("grouped") == {b"MAIL", b"RCPT", b"RSET", b"XFORWARD"}
     assert verbs("between_chunks", value=False) == {b"MAIL", b"RCPT", b"DATA", b"AUTH", b"XFORWARD", b"ETRN"}
+
+
+def test_data_is_refused_when_no_verdict_could_come_in_time() -> None:
+    play(
+        GREETING
+        + """
+        >> MAIL FROM:<a@example.org>
+        -> MAIL FROM:<a@example.org>
+        <- 250 ok
+        << 250 ok
+        >> RCPT TO:<b@example.org>
+        -> RCPT TO:<b@example.org>
+        <- 250 ok
+        << 250 ok
+        >> DATA
+        << 451 4.3.2 Virus scan not possible in time now; try again later
+        >> RSET
+        -> RSET
+        <- 250 ok
+        << 250 ok
+    """,
+        Terms(admits=lambda: False),
+    )
