@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pwd
 import signal
 import smtplib
-import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from tests.integration.test_workers import TEXT, children, finish, gone, in_data
+from tests.support.certificates import make_certificate
 from tests.support.clamd import EICAR, Clamd
 from tests.support.daemon import Daemon
 from tests.support.process import wait_until
@@ -79,7 +79,7 @@ class Load:
                 return
             self.sent += 1
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -105,7 +105,7 @@ def test_who_comes_next_has_the_new_settings_and_who_is_here_the_old(
         with pytest.raises(smtplib.SMTPDataError) as refused:
             send(daemon, EICAR)
         assert refused.value.smtp_code == 550
-    assert all(b"X-New: yes" in message.data for message in sink.messages)
+    assert all(b"X-New: yes" in message for message in sink.messages)
     new = len(sink.messages)
     client.send(TEXT)
     assert client.getreply()[0] == 250
@@ -114,7 +114,7 @@ def test_who_comes_next_has_the_new_settings_and_who_is_here_the_old(
     client.sendmail("a@example.org", ["b@example.org"], b"Subject: y\r\n\r\n")
     client.quit()
     assert len(sink.messages) == new + 2
-    assert all(b"X-Old: yes" in message.data for message in sink.messages[new:])
+    assert all(b"X-Old: yes" in message for message in sink.messages[new:])
 
 
 @WORKERS
@@ -137,7 +137,7 @@ def test_under_load_no_connection_is_refused_or_lost(
     assert len(sink.messages) == load.sent
     assert children(daemon.pid) == pids
     send(daemon)
-    assert b"X-Turn: 8" in sink.messages[-1].data
+    assert b"X-Turn: 8" in sink.messages[-1]
     assert b"CLAMAV-ERROR" not in daemon.log().encode()
 
 
@@ -156,17 +156,20 @@ def test_bad_settings_are_one_line_and_the_old_stay(
 ) -> None:
     daemon = start("Header: X-Old: yes", workers=workers)
     before = daemon.log_lines()
-    change(daemon, "Header: X-Old: yes", f"Header: X-New: yes\n{bad}")
+    change(daemon, "Header: X-Old: yes", "Header: X-New: yes")
+    # Behind all others: of two for the same, the last one counts.
+    with daemon.configuration.open("a") as file:
+        file.write(bad)
     assert reload(daemon, "the settings from before are still used").endswith(
         f"{line}; the settings from before are still used"
     )
     assert len(daemon.log_lines()) == len(before) + 1
     send(daemon)
-    assert b"X-Old: yes" in sink.messages[-1].data
+    assert b"X-Old: yes" in sink.messages[-1]
     change(daemon, bad, "")
     reload(daemon)
     send(daemon)
-    assert b"X-New: yes" in sink.messages[-1].data
+    assert b"X-New: yes" in sink.messages[-1]
 
 
 @WORKERS
@@ -189,7 +192,7 @@ def test_what_only_a_restart_can_change_is_told_and_the_rest_is_taken(
     line = "changed, but only a restart can bring it into force: Listen, MaxConnections"
     assert daemon.log_lines().count(line) == 1
     send(daemon)
-    assert b"X-New: yes" in sink.messages[-1].data
+    assert b"X-New: yes" in sink.messages[-1]
 
 
 @WORKERS
@@ -210,7 +213,7 @@ def test_a_worker_that_comes_later_has_the_new_settings(start: Callable[..., Dae
     wait_until(lambda: not set(children(daemon.pid)) & set(old) and len(children(daemon.pid)) == 2, "others")
     for _ in range(4):
         send(daemon)
-        assert b"X-New: yes" in sink.messages[-1].data
+        assert b"X-New: yes" in sink.messages[-1]
 
 
 def test_a_worker_that_is_told_itself_hears_nothing(start: Callable[..., Daemon]) -> None:
@@ -236,34 +239,120 @@ def test_during_the_stop_nothing_is_read(start: Callable[..., Daemon], sink: Sin
     assert finish(client) == 250
     assert daemon.wait() == 0
     assert "settings read again" not in daemon.log()
-    assert b"X-Old: yes" in sink.messages[-1].data
-
-
-@WORKERS
-def test_before_it_serves_it_is_kept_until_then(clamd: Clamd, sink: Sink, workers: int, tmp_path: Path) -> None:
-    # While the first one starts, each moment may be the one.
-    for delay in (0.05, 0.15, 0.3, 0.5):
-        killer = threading.Timer(0, lambda: None)
-        with contextlib.ExitStack() as stack:
-            daemon = stack.enter_context(
-                Daemon(f"OutAddress: {sink.address}", f"Workers: {workers}", level=3, hangup_after=delay)
-            )
-            killer.cancel()
-            daemon.wait_for_log("accepting connections on")
-            daemon.send(signal.SIGTERM)
-            assert daemon.wait() == 0
-
-
-def test_relative_paths_are_from_where_it_was_started(start: Callable[..., Daemon]) -> None:
-    """The daemon in the background has gone to the root directory: see test_daemon_life."""
+    assert b"X-Old: yes" in sink.messages[-1]
 
 
 @pytest.mark.root
 @WORKERS
-def test_a_key_that_its_user_cannot_read_is_bad_settings_unless_it_has_it_already(
+def test_a_key_that_only_root_can_read_stays_in_use_and_no_other_such_comes_into_it(
     start: Callable[..., Daemon], tmp_path: Path, workers: int
 ) -> None:
-    from tests.support.certificates import authority
+    daemon = start(workers=workers)
+    folder = daemon.folder
+    made = make_certificate(folder)
+    made.key.chmod(0o600)
+    other = folder / "other.key"
+    other.write_bytes(made.key.read_bytes())
+    other.chmod(0o600)
+    change(daemon, "Workers", f"User: nobody\nTLSCertificate: {made.certificate}\nTLSKey: {made.key}\nWorkers")
+    # Until now it is root's and could read anything.
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait() == 0
+    with Daemon(*daemon.configuration.read_text().splitlines(), level=3) as daemon:
+        change(daemon, "Workers", "Header: X-New: yes\nWorkers")
+        assert reload(daemon) == "settings read again: changed: Header"
+        assert offers_tls(daemon)
+        change(daemon, f"TLSKey: {made.key}", f"TLSKey: {other}")
+        line = reload(daemon, "the settings from before are still used")
+        assert line.startswith(f"TLSCertificate: {other}: Permission denied; ")
+        assert offers_tls(daemon)
+        other.chmod(0o644)
+        assert reload(daemon) == "settings read again: changed: TLSKey"
+        assert offers_tls(daemon)
+        change(daemon, f"TLSKey: {other}\n", "")
+        change(daemon, f"TLSCertificate: {made.certificate}\n", "")
+        assert reload(daemon) == "settings read again: changed: TLSCertificate, TLSKey"
+        assert not offers_tls(daemon)
 
-    assert pwd.getpwnam("nobody")
-    assert authority
+
+def offers_tls(daemon: Daemon) -> bool:
+    with smtplib.SMTP(daemon.host, daemon.port, timeout=20) as client:
+        client.ehlo()
+        if not client.has_extn("starttls"):
+            return False
+        assert client.starttls(context=ssl._create_unverified_context())[0] == 220
+        return True
+
+
+# The stop has a limit
+
+
+@WORKERS
+def test_what_has_not_ended_when_the_limit_comes_is_cut_and_counted(
+    start: Callable[..., Daemon], sink: Sink, workers: int
+) -> None:
+    limits = {"supervisor.DRAIN_LIMIT": 1.0, "worker.DRAIN_LIMIT": 1.0}
+    daemon = start(workers=workers, constants=limits)
+    processes = children(daemon.pid)
+    clients = [in_data(daemon) for _ in range(3)]
+    done = in_data(daemon)
+    begin = time.monotonic()
+    daemon.send(signal.SIGTERM)
+    daemon.wait_for_log("connections to finish")
+    assert finish(done) == 250
+    assert daemon.wait() == 1
+    assert 0.9 < time.monotonic() - begin < 10
+    assert daemon.log_lines()[-2:] == [
+        "1 s after the stop not all had ended; connections cut: 3",
+        "stopped before all transactions had ended",
+    ]
+    assert [finish(client) for client in clients] == [0, 0, 0]
+    assert len(sink.messages) == 1
+    assert all(gone(pid) for pid in processes)
+
+
+def test_a_worker_that_hangs_when_the_limit_comes_is_killed(start: Callable[..., Daemon]) -> None:
+    limits = {"supervisor.DRAIN_LIMIT": 0.5, "supervisor.KILL_PAUSE": 0.5}
+    daemon = start(workers=2, constants=limits)
+    victim = children(daemon.pid)[0]
+    os.kill(victim, signal.SIGSTOP)
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait() == 1
+    assert gone(victim)
+
+
+# Workers that do not move
+
+
+def test_a_worker_that_stands_still_is_killed_and_replaced(start: Callable[..., Daemon], sink: Sink) -> None:
+    limits = {"worker.BEAT_INTERVAL": 0.1, "supervisor.LOOK_INTERVAL": 0.4, "supervisor.LOOKS": 3}
+    daemon = start(workers=2, constants=limits)
+    victim, other = children(daemon.pid)
+    with Load(daemon, clients=1) as load:
+        time.sleep(3)
+        # Whoever only has nothing to do is left alone.
+        assert children(daemon.pid) == [victim, other]
+        os.kill(victim, signal.SIGSTOP)
+        line = daemon.wait_for_log("has not moved")
+        assert line == f"worker 1 (process {victim}) has not moved for 1.2 s"
+        daemon.wait_for_log(f"worker 1 (process {victim}) was killed by SIGKILL")
+        wait_until(lambda: len(children(daemon.pid)) == 2 and victim not in children(daemon.pid), "another worker")
+    # The one connection that it may have had is lost with it.
+    assert len(load.trouble) <= 1
+    send(daemon)
+    assert other in children(daemon.pid)
+
+
+def test_a_daemon_that_was_stopped_as_a_whole_kills_nobody(start: Callable[..., Daemon]) -> None:
+    limits = {"worker.BEAT_INTERVAL": 0.1, "supervisor.LOOK_INTERVAL": 0.4, "supervisor.LOOKS": 3}
+    daemon = start(workers=2, constants=limits)
+    workers = children(daemon.pid)
+    for pid in (*workers, daemon.pid):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3)
+    # The supervisor is the first to go on.
+    for pid in (daemon.pid, *workers):
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(1)
+    assert children(daemon.pid) == workers
+    assert "has not moved" not in daemon.log()

@@ -21,13 +21,23 @@ __all__ = ["Daemon"]
 _LEVEL_OF_READY = 3
 
 
+def _command(constants: Mapping[str, float]) -> list[str]:
+    """Return the command that starts clamsmtpd with some constants changed, by ``MODULE.NAME``."""
+    if not constants:
+        return [sys.executable, "-m", "clamsmtpd"]
+    modules = ", ".join({name.partition(".")[0] for name in constants})
+    changes = "; ".join(f"{name} = {value!r}" for name, value in constants.items())
+    program = f"import sys; from clamsmtpd import cli, {modules}; {changes}; sys.exit(cli.main())"
+    return [sys.executable, "-c", program]
+
+
 class Daemon:
     """A running clamsmtpd.
 
     ``lines`` are those of the settings file; Listen and TempDirectory are added where they are not among
     them: a free loopback port, for LMTP if ``lmtp`` is set, and a folder of its own. Without Workers among them
     there is one process, whatever the machine: the one that ``pid`` names. ``arguments`` are further
-    ones of the command line.
+    ones of the command line. ``constants`` change what no setting can, such as ``supervisor.DRAIN_LIMIT``.
     """
 
     def __init__(
@@ -37,6 +47,7 @@ class Daemon:
         lmtp: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        constants: Mapping[str, float] | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-daemon-"))
         self.folder.chmod(0o755)
@@ -60,7 +71,7 @@ class Daemon:
         self.configuration = self.folder / "clamsmtpd.conf"
         self.configuration.write_text("\n".join([*lines, *added]) + "\n")
         self._program = Program(
-            [sys.executable, "-m", "clamsmtpd", "-d", str(level), "-f", str(self.configuration), *arguments],
+            [*_command(constants or {}), "-d", str(level), "-f", str(self.configuration), *arguments],
             output=self.folder / "log",
             environment={"PYTHONUNBUFFERED": "1", **(environment or {})},
         )
