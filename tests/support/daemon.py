@@ -15,13 +15,13 @@ from typing import Self
 from clamsmtpd.values import TcpAddress
 from tests.support.process import Program, accepts, free_port
 
-__all__ = ["Daemon"]
+__all__ = ["Daemon", "command"]
 
 #: From this level of -d on, the log says when the daemon serves.
 _LEVEL_OF_READY = 3
 
 
-def _command(constants: Mapping[str, float]) -> list[str]:
+def command(constants: Mapping[str, float]) -> list[str]:
     """Return the command that starts clamsmtpd with some constants changed, by ``MODULE.NAME``."""
     if not constants:
         return [sys.executable, "-m", "clamsmtpd"]
@@ -37,7 +37,8 @@ class Daemon:
     ``lines`` are those of the settings file; Listen and TempDirectory are added where they are not among
     them: a free loopback port, for LMTP if ``lmtp`` is set, and a folder of its own. Without Workers among them
     there is one process, whatever the machine: the one that ``pid`` names. ``arguments`` are further
-    ones of the command line. ``constants`` change what no setting can, such as ``supervisor.DRAIN_LIMIT``.
+    ones of the command line. ``constants`` change what no setting can, such as ``supervisor.DRAIN_LIMIT``; ``wrapper``
+    is the beginning of the command, which becomes the daemon.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Daemon:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         constants: Mapping[str, float] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-daemon-"))
         self.folder.chmod(0o755)
@@ -71,7 +73,7 @@ class Daemon:
         self.configuration = self.folder / "clamsmtpd.conf"
         self.configuration.write_text("\n".join([*lines, *added]) + "\n")
         self._program = Program(
-            [*_command(constants or {}), "-d", str(level), "-f", str(self.configuration), *arguments],
+            [*wrapper, *command(constants or {}), "-d", str(level), "-f", str(self.configuration), *arguments],
             output=self.folder / "log",
             environment={"PYTHONUNBUFFERED": "1", **(environment or {})},
         )
