@@ -26,20 +26,30 @@ def passed_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]
     if pid != str(os.getpid()) or not (count.isascii() and count.isdigit()):
         return []
     sockets: list[socket.socket] = []
-    for descriptor in range(_FIRST, _FIRST + int(count)):
-        try:
-            sock = socket.socket(fileno=descriptor)
-        except OSError as error:
-            raise StartError(f"LISTEN_FDS: descriptor {descriptor} is no socket: {error.strerror}") from None
-        sock.set_inheritable(False)
-        sockets.append(sock)
-        listens = sock.family in _FAMILIES and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if sock.type != socket.SOCK_STREAM or not listens:
-            raise StartError(
-                f"LISTEN_FDS: descriptor {descriptor} is no stream socket that listens; "
-                "write ListenStream= and Accept=no in the socket unit"
-            )
+    try:
+        # Not all at once: those before one that is none are to be closed.
+        sockets.extend(map(_take, range(_FIRST, _FIRST + int(count))))
+    except StartError:
+        for sock in sockets:
+            sock.close()
+        raise
     return sockets
+
+
+def _take(descriptor: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise StartError(f"LISTEN_FDS: descriptor {descriptor} is no socket: {error.strerror}") from None
+    sock.set_inheritable(False)
+    listens = sock.family in _FAMILIES and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if sock.type != socket.SOCK_STREAM or not listens:
+        sock.close()
+        raise StartError(
+            f"LISTEN_FDS: descriptor {descriptor} is no stream socket that listens; "
+            "write ListenStream= and Accept=no in the socket unit"
+        )
+    return sock
 
 
 def bound_to(sock: socket.socket) -> Address:

@@ -1,8 +1,7 @@
 """What a unit's sandbox forbids, by the same means of the kernel that systemd uses, for a program that is no service.
 
-``python -m tests.support.sandbox UNIT COMMAND…`` becomes the command, with the system calls that SystemCallFilter allows
-and the address families that RestrictAddressFamilies allows, without new privileges, and without memory that is made
-executable.
+``python -m tests.support.sandbox UNIT COMMAND…`` becomes the command, with those system calls and address families that
+the unit allows, without new privileges, and without memory that is made executable.
 """
 
 from __future__ import annotations
