@@ -72,7 +72,8 @@ def run(
             become(user)
         if os.geteuid() == 0:
             _log.warning("running as root is not needed; give a user with the setting User")
-        _check(settings)
+        for warning in _check(settings):
+            _warn(warning)
         if certificate is not None:
             _warn(certificate.renewable())
         renewal = Renewal(settings, certificate, load or (lambda: Loaded(settings, ())), _check)
@@ -292,9 +293,10 @@ def _leave_terminal() -> None:
     os.close(null)
 
 
-def _check(settings: Settings) -> None:
-    """Find out whether settings that are good in themselves can be used here. Raises StartError."""
+def _check(settings: Settings) -> Sequence[str]:
+    """Find out whether settings that are good in themselves can be used here; return warnings. Raises StartError."""
     _check_temp_directory(settings.temp_directory)
+    return ()
 
 
 def _check_temp_directory(path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from clamsmtpd.config import SETTINGS, ConfigError, Loaded, Settings
 from clamsmtpd.log import escape
@@ -23,7 +23,7 @@ ONLY_AT_START = frozenset({"listen", "max_connections", "pid_file", "user", "wor
 class Renewal:
     """Holds the ``settings`` and the ``certificate`` that are in force, and reads the settings anew by ``load``.
 
-    ``check`` raises StartError for settings that are good in themselves, and cannot be used here.
+    ``check`` returns warnings, and raises StartError for settings that are good in themselves, and cannot be used here.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Renewal:
         settings: Settings,
         certificate: Certificate | None,
         load: Callable[[], Loaded],
-        check: Callable[[Settings], None],
+        check: Callable[[Settings], Sequence[str]],
     ) -> None:
         self.settings = settings
         self.certificate = certificate
@@ -47,14 +47,14 @@ class Renewal:
         try:
             loaded = self._load()
             new = _with_those_at_start(loaded.settings, self.settings)
-            self._check(new)
+            warnings = [*loaded.warnings, *self._check(new)]
             certificate = self._certificate_for(new)
             use(new, certificate)
         except (ConfigError, StartError) as error:
             _log.error("%s; the settings from before are still used", escape(str(error)))
             return False
         if aloud:
-            for warning in loaded.warnings:
+            for warning in warnings:
                 _log.warning("%s", warning)
             _tell_changes(self.settings, new, loaded.settings)
         self.settings, self.certificate = new, certificate

@@ -65,8 +65,11 @@ class _Scanners:
 
     def suit(self, settings: Settings) -> bool:
         """Whether other settings want the same ones."""
-        ours = self.settings
-        return (ours.clam_addresses, ours.time_out) == (settings.clam_addresses, settings.time_out)
+        return self._wanted(self.settings) == self._wanted(settings)
+
+    @staticmethod
+    def _wanted(settings: Settings) -> tuple[object, ...]:
+        return settings.clam_addresses, settings.time_out, settings.temp_directory
 
     async def close(self) -> None:
         """Give up what is still scanned, and close the connections."""
