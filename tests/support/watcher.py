@@ -1,0 +1,315 @@
+"""A world around a relay, in which anything may happen, that looks for what must never be.
+
+It performs the effects as a session does, and holds them against :mod:`tests.support.sides`, which read the same
+octets in their own way. What fails is an assertion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from clamsmtpd.smtp.events import (
+    Awaits,
+    BeginMessage,
+    CloseClient,
+    CloseServer,
+    Discard,
+    Effect,
+    Inspect,
+    Reconnect,
+    SecureClient,
+    SecureServer,
+    Store,
+    ToClient,
+    ToServer,
+    Transmit,
+)
+from clamsmtpd.smtp.identity import Identity
+from clamsmtpd.smtp.relay import OUTSTANDING_MAX, Relay, Terms
+from clamsmtpd.values import Decision, Deliver, Drop
+from tests.support.plain import stuff
+from tests.support.sides import ClientSide, ServerSide
+
+__all__ = ["Watcher"]
+
+# What the client says word for word, and nobody else; but for QUIT, whose spelling is all there is to it.
+_CLIENTS_OWN = re.compile(rb"(?:MAIL|RCPT|VRFY|EXPN|HELP|ETRN|AUTH|QUIT)(?:[ \t]|\r)", re.IGNORECASE)
+
+# A dot that some server takes for the end of a message.
+_LONE_DOT = re.compile(rb"[\r\n]\0*\.\0*[\r\n]")
+
+
+@dataclass
+class Watcher:
+    """Lets things happen to a relay of its own.
+
+    ``pieces``: into how many octets at most what either side sends is cut. ``shortcuts``: a single line goes the short
+    way, if the relay has one for it.
+    """
+
+    terms: Terms = field(default_factory=Terms)
+    identity: Identity = field(default_factory=Identity)
+    pieces: int = 1 << 20
+    shortcuts: bool = False
+
+    #: What came out, for comparison: octets to either side, and texts that were handed to the next hop.
+    said: bytearray = field(default_factory=bytearray)
+    asked: bytearray = field(default_factory=bytearray)
+    transmitted: list[bytes] = field(default_factory=list)
+
+    stored: bool = False
+    inspecting: bool = False
+    decision: Decision | None = None
+    storing: bool = False
+    full: bool = False
+    client_ended: bool = False
+    client_closed: bool = False
+    server_closed: bool = False
+    securing_client: bool = False
+    securing_server: bool = False
+    #: TLS with the next hop begins where its octets are cut.
+    ever_secured_server: bool = False
+
+    _text: bytearray = field(default_factory=bytearray)
+    _storage_failed: bool = False
+    _sending: bool = False
+    _told_good: int = 0
+    _own_commands: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.relay = Relay(self.terms, self.identity)
+        self.client = ClientSide(lmtp=self.terms.lmtp_client)
+        self.server = ServerSide()
+
+    # ---- what happens -------------------------------------------------------------------------
+
+    def happen(self, name: str, argument: object = None) -> None:
+        """Let one thing happen, named like the method of the relay, if it can happen now."""
+        relay = self.relay
+        match name:
+            case "client_data":
+                self._client_sends(_octets(argument))
+            case "server_data":
+                self._server_sends(_octets(argument))
+            case "decide":
+                if self.inspecting and isinstance(argument, Decision):
+                    self.inspecting = False
+                    self.decision = argument
+                    self.watch(relay.decide(argument))
+            case "storage_failed":
+                # It is a store that fails, when it is carried out.
+                if self.storing and self.stored:
+                    self._storage_failed = True
+                    self.watch(relay.storage_failed())
+            case "transmitted":
+                if self._sending:
+                    self._sending = False
+                    self.server.end_text()
+                self.watch(relay.transmitted())
+            case "full" | "empty":
+                self.full = name == "full"
+                self.watch(relay.client_full(full=self.full))
+            case "client_secured":
+                if self.securing_client:
+                    self.securing_client = False
+                    self.client.secure()
+                    self.watch(relay.client_secured())
+            case "server_secured" | "server_insecure":
+                if self.securing_server:
+                    self.securing_server = False
+                    self.watch(relay.server_secured() if name == "server_secured" else relay.server_insecure("no"))
+            case _:
+                method: Callable[..., list[Effect]] = getattr(relay, name)
+                if name in ("timed_out", "client_lost", "server_lost"):
+                    self.securing_client = self.securing_server = False
+                self.client_ended = self.client_ended or name in ("client_eof", "client_lost")
+                self.watch(method() if argument is None else method(argument))
+
+    def end(self) -> None:
+        """Let both sides go, and look at what is left."""
+        self.securing_client = self.securing_server = False
+        self.client_ended = True
+        self.watch(self.relay.client_lost())
+        self.watch(self.relay.server_lost("gone"))
+        assert self.client_closed
+        assert not self.stored
+        # Nothing of a message, and nothing that the client did not say, has become a command.
+        commands = iter(self.client.all_commands())
+        for line in self._own_commands:
+            assert line in commands, f"the client did not say {line!r}, or not then"
+
+    def _client_sends(self, octets: bytes) -> None:
+        self.storing = False
+        for piece in self._cut(octets):
+            if self.client_ended or self.securing_client or not self.relay.wants_input:
+                return
+            if not self.client_closed:
+                self.client.send(piece)
+            if self.shortcuts and not self.server_closed and self.relay.passes_on(piece):
+                self.watch([ToServer(piece)])
+            else:
+                self.watch(self.relay.client_data(piece), more=True)
+
+    def _server_sends(self, octets: bytes) -> None:
+        self.storing = False
+        for piece in self._cut(octets):
+            # Through a connection that is closed, or in the midst of a handshake, nothing comes.
+            if self.server_closed or self.securing_server:
+                return
+            self.server.say(piece)
+            if self.shortcuts and not self.client_closed and self.relay.passes_back(piece):
+                self.watch([ToClient(piece)])
+            else:
+                self.watch(self.relay.server_data(piece), more=True)
+
+    def _cut(self, octets: bytes) -> Iterator[bytes]:
+        for at in range(0, len(octets), self.pieces):
+            yield octets[at : at + self.pieces]
+
+    # ---- what must not be ---------------------------------------------------------------------
+
+    def watch(self, effects: list[Effect], *, more: bool = False) -> None:
+        """Perform what an event has led to; ``more``: it is part of the same as the last."""
+        self.storing = (more and self.storing) or any(isinstance(effect, Store) for effect in effects)
+        for effect in effects:
+            self._perform(effect)
+        self._look_around()
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case ToClient(data):
+                assert not self.client_closed
+                assert not self.securing_client
+                self._tell(data)
+            case ToServer(data):
+                assert not self.server_closed
+                assert not self.securing_server
+                self._ask(data)
+            case BeginMessage():
+                assert not self.stored
+                self.stored = True
+                self.inspecting = self._storage_failed = False
+                self.decision = None
+                self._told_good = 0
+                self._text.clear()
+            case Store(text):
+                assert self.stored
+                self._text += text
+            case Discard():
+                assert self.stored
+                self.stored = self.inspecting = False
+            case Inspect():
+                self._inspect(effect)
+            case Transmit():
+                self._transmit(effect)
+            case SecureClient():
+                self.securing_client = True
+            case SecureServer():
+                self.securing_server = self.ever_secured_server = True
+            case Reconnect():
+                assert not self.client_closed
+                self.server = ServerSide()
+            case CloseServer(abort):
+                assert not self.server_closed
+                assert abort or not self._sending, "a part of a message could be taken for the whole"
+                self.server_closed = True
+            case CloseClient():
+                assert not self.client_closed
+                assert not self.stored
+                self.client_closed = True
+
+    def _tell(self, data: bytes) -> None:
+        assert data.endswith(b"\r\n")
+        self.said += data
+        for asked, code in self.client.hear(data):
+            if asked == "message" and 200 <= code <= 299:
+                self._told_good += 1
+                assert self._may_accept(), "250 for a message that nobody has taken"
+
+    def _may_accept(self) -> bool:
+        if self._storage_failed or self.client.spoilt:
+            return False
+        if isinstance(self.decision, Deliver):
+            # LMTP's next hop answers for each recipient; that of SMTP for all of them.
+            return self.server.accepted >= (self._told_good if self.terms.lmtp_server else 1)
+        return isinstance(self.decision, Drop)
+
+    def _ask(self, data: bytes) -> None:
+        assert data.endswith(b"\r\n")
+        assert not {0, 10, 13} & set(data[:-2])
+        if data == b"DATA\r\n":
+            self._assert_deliverable()
+        if _CLIENTS_OWN.match(data):
+            self._own_commands.append(data.removesuffix(b"\r\n"))
+        self.asked += data
+        self.server.hear(data)
+
+    def _assert_deliverable(self) -> None:
+        assert self.stored
+        assert isinstance(self.decision, Deliver)
+        assert not self._storage_failed
+        assert not self.client.spoilt
+        assert not self.server_closed
+
+    def _inspect(self, effect: Inspect) -> None:
+        assert self.stored
+        assert not self._storage_failed
+        self.inspecting = True
+        client = self.client
+        assert client.asked == "message"
+        assert not client.spoilt
+        assert len(effect.envelope.recipients) == client.recipients
+        text = client.text
+        assert bytes(self._text) in ((text, _for_data(text)) if client.chunked else (text,))
+
+    def _transmit(self, effect: Transmit) -> None:
+        self._assert_deliverable()
+        assert isinstance(self.decision, Deliver)
+        added = self.decision.field
+        assert effect.field in (added, added + b"\r\n" if added else b"")
+        text, client_text = bytes(self._text), self.client.text
+        assert 0 <= effect.offset <= len(text)
+        whole = text[: effect.offset] + effect.field + text[effect.offset :]
+        if effect.before:
+            assert self.server.chunking
+            assert (effect.before, effect.after) == (b"BDAT %d LAST\r\n" % len(whole), b"")
+            assert text == client_text
+        else:
+            assert self.server.ready_for_text
+            assert effect.after == b".\r\n"
+            assert text == (_for_data(client_text) if self.client.chunked else client_text)
+            # The octets behind the last line's CR belong to the end.
+            wire = b"\r\n" + whole + effect.after
+            dot = _LONE_DOT.search(wire)
+            assert dot is not None
+            assert dot.start() == len(wire) - 4, "some server would see the end of the message before it"
+        self.transmitted.append(whole)
+        self._sending = True
+        self.server.take_text(self.client.recipients if self.terms.lmtp_server else 1)
+
+    def _look_around(self) -> None:
+        relay = self.relay
+        awaits = relay.awaits
+        assert len(relay._owed) <= OUTSTANDING_MAX
+        assert self.client_closed == (awaits is Awaits.NOTHING)
+        assert self.client_closed or not self.client.dismissed
+        if self.server.confused or self.server.unasked:
+            assert self.server_closed
+        if awaits in (Awaits.COMMAND, Awaits.DATA) and not self.full:
+            assert not self.client.due, "the client waits for a reply, and we wait for the client"
+        if awaits in (Awaits.GREETING, Awaits.REPLY, Awaits.FINAL_REPLY) and not self.securing_server:
+            assert self.server.asked, "we wait for a reply that the next hop does not owe"
+        if awaits is Awaits.COMMAND and not self.server_closed:
+            assert not self.server.asked
+
+
+def _for_data(text: bytes) -> bytes:
+    """Return the text of chunks as DATA wants it: whole lines, and dots."""
+    return stuff(text if text.endswith(b"\r\n") or not text else text + b"\r\n")
+
+
+def _octets(argument: object) -> bytes:
+    assert isinstance(argument, bytes)
+    return argument
