@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 _NAME_MAX = 998
+_BLANKS_MAX = 998
 
 
 def end_of_data(octets: bytes) -> tuple[bytes, bytes] | None:
@@ -52,9 +53,10 @@ def header_section(text: bytes) -> tuple[int, int, bool]:
     top = at = 0
     for line in text.split(b"\n")[:-1]:
         mbox = re.match(rb">?From [ \t]*[^: \t]", line + b"\n") if at == 0 else None
-        name, colon, _ = line.partition(b":")
-        name = name.rstrip(b" \t")
-        is_field = colon and 0 < len(name) <= _NAME_MAX and all(0x21 <= octet <= 0x7E for octet in name)
+        start, colon, _ = line.partition(b":")
+        name = start.rstrip(b" \t")
+        short = 0 < len(name) <= _NAME_MAX and len(start) - len(name) <= _BLANKS_MAX
+        is_field = colon and short and all(0x21 <= octet <= 0x7E for octet in name)
         if not (mbox or is_field or line[:1] in (b" ", b"\t")):
             break
         at += len(line) + 1

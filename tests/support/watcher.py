@@ -183,10 +183,10 @@ class Watcher:
                 assert not self.client_closed
                 assert not self.securing_client
                 self._tell(data)
-            case ToServer(data):
+            case ToServer(data, secret):
                 assert not self.server_closed
                 assert not self.securing_server
-                self._ask(data)
+                self._ask(data, secret=secret)
             case BeginMessage():
                 assert not self.stored
                 self.stored = True
@@ -236,15 +236,16 @@ class Watcher:
             return self.server.accepted >= (self._told_good if self.terms.lmtp_server else 1)
         return isinstance(self.decision, Drop)
 
-    def _ask(self, data: bytes) -> None:
+    def _ask(self, data: bytes, *, secret: bool) -> None:
         assert data.endswith(b"\r\n")
         assert not {0, 10, 13} & set(data[:-2])
-        if data == b"DATA\r\n":
+        # A line of an AUTH dialogue is no command, whatever it looks like; the one that is ours cancels it.
+        if data == b"DATA\r\n" and not secret:
             self._assert_deliverable()
-        if _CLIENTS_OWN.match(data):
+        if _CLIENTS_OWN.match(data) or (secret and data != b"*\r\n"):
             self._own_commands.append(data.removesuffix(b"\r\n"))
         self.asked += data
-        self.server.hear(data)
+        self.server.hear(b"AUTH\r\n" if secret else data)
 
     def _assert_deliverable(self) -> None:
         assert self.stored
