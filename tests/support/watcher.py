@@ -69,8 +69,9 @@ class Watcher:
     server_closed: bool = False
     securing_client: bool = False
     securing_server: bool = False
-    #: TLS with the next hop begins where its octets are cut.
-    ever_secured_server: bool = False
+    #: What comes out may depend on how octets were cut: TLS with the next hop is to begin in their midst, or it said
+    #: more than it was asked for.
+    cut_matters: bool = False
 
     _text: bytearray = field(default_factory=bytearray)
     _storage_failed: bool = False
@@ -207,7 +208,7 @@ class Watcher:
             case SecureClient():
                 self.securing_client = True
             case SecureServer():
-                self.securing_server = self.ever_secured_server = True
+                self.securing_server = True
             case Reconnect():
                 assert not self.client_closed
                 self.server = ServerSide()
@@ -242,6 +243,7 @@ class Watcher:
         # A line of an AUTH dialogue is no command, whatever it looks like; the one that is ours cancels it.
         if data == b"DATA\r\n" and not secret:
             self._assert_deliverable()
+        self.cut_matters = self.cut_matters or data == b"STARTTLS\r\n"
         if _CLIENTS_OWN.match(data) or (secret and data != b"*\r\n"):
             self._own_commands.append(data.removesuffix(b"\r\n"))
         self.asked += data
@@ -298,6 +300,7 @@ class Watcher:
         assert self.client_closed or not self.client.dismissed
         if self.server.confused or self.server.unasked:
             assert self.server_closed
+            self.cut_matters = True
         if awaits in (Awaits.COMMAND, Awaits.DATA) and not self.full:
             assert not self.client.due, "the client waits for a reply, and we wait for the client"
         if awaits in (Awaits.GREETING, Awaits.REPLY, Awaits.FINAL_REPLY) and not self.securing_server:
