@@ -1,7 +1,8 @@
 """``python -m fuzz.seeds [FOLDER]``: makes the corpora anew, of which fuzzing starts.
 
 They are made of the dialogues and tables that the tests know, of what is written down here, of what the corpora hold
-already, and of what is in FOLDER/TARGET. An input stays if it reaches code that no smaller one does.
+already, and of what is in FOLDER/TARGET. What is written down stays; of the dialogues, those that together do all that
+any of them does; of the others, what reaches code that nothing else does.
 """
 
 from __future__ import annotations
@@ -98,6 +99,28 @@ _CHUNKS = (
     b"\0\5\3\7\2m\xfeBabc\xfer\xfeLabc\xfen\xfeD a\n.\nb\xfep\xfe?",
 )
 
+_START = b"\0\0a\xfe>EHLO x\r\n\xfea\xfe"
+_ENVELOPE = b">MAIL FROM:<a>\r\nRCPT TO:<b>\r\n\xfea\xfe"
+_RELAYS = (
+    # A client that does not read; refusals that must wait; a message above SIZE; replies that are none; two messages;
+    # no pipelining; AUTH.
+    _START + b"f\xfe>MAIL FROM:<a>\r\nRCPT TO:<b>\r\n\xfea\xfeF\xfea",
+    _START + b">MAIL FROM:<a>\r\nDATA x\r\n\xfea",
+    _START
+    + _ENVELOPE
+    + b">DATA\r\n\xfe>A: 34567890123456789012345678901234567890\r\n\xfe*\xff\xfe>.\r\n\xfed\xfea\xfea",
+    _START + _ENVELOPE + b">DATA\r\nx\r\n.\r\n\xfed\xfea\xfet\xfe<334 x\r\n",
+    _START + (_ENVELOPE + b">DATA\r\nx\r\n.\r\n\xfed\1\xfea\xfe") * 2 + b">QUIT\r\n\xfea",
+    _START
+    + _ENVELOPE
+    + b">BDAT 1\r\nxBDAT 2 LAST\r\n\r\n\xfed\2\xfea\xfe"
+    + _ENVELOPE
+    + b">BDAT 1 LAST\r\nx\xfed\0\xfea\xfea",
+    b"\0\0a\xfe>HELO x\r\n\xfea\xfe>MAIL FROM:<a>\r\nMAIL FROM:<b> BODY=BINARYMIME\r\nRCPT TO:<c>\r\n\xfea",
+    b"\0\0a\xfe>EHLO x\r\n\xfe<250-x\r\n250 PIPELINING\r\n\xfe>MAIL FROM:<a>\r\nMAIL FROM:<b> BODY=BINARYMIME\r\n\xfea",
+    _START + b">AUTH LOGIN\r\n\xfe<334 x\r\n\xfe>NOOP\r\n\xfe<334 y\r\n\xfe>DATA\r\n\xfe<235 in\r\n\xfe>NOOP\r\n\xfea",
+)
+
 
 def main(folder: str = "") -> None:
     """Make all corpora."""
@@ -107,23 +130,25 @@ def main(folder: str = "") -> None:
         with tempfile.TemporaryDirectory(prefix="clamsmtpd-fuzz-") as scratch:
             pool = Path(scratch, "pool")
             pool.mkdir()
-            _write(pool, made[name])
-            sources = [pool, target.corpus, *([Path(folder, name)] if folder else [])]
+            _write(pool, _dialogues() if name == "relay" else ())
             merged = Path(scratch, "merged")
             merged.mkdir()
-            command = [sys.executable, "-m", "fuzz.engine", name, "-merge=1", "-use_counters=0"]
-            command += [f"-artifact_prefix={scratch}/", str(merged)]
-            subprocess.run(
-                [*command, *(str(source) for source in sources if source.is_dir())],
-                cwd=_ROOT,
-                stderr=subprocess.DEVNULL,
-                check=True,
-            )
+            # What is written down here stays, whatever it reaches.
+            _write(merged, made[name])
+            _merge(name, merged, pool, "-set_cover_merge=1")
+            for source in (target.corpus, *([Path(folder, name)] if folder else [])):
+                if source.is_dir():
+                    _merge(name, merged, source, "-merge=1", "-use_counters=0")
             shutil.rmtree(target.corpus, ignore_errors=True)
             target.corpus.mkdir(parents=True)
             _write(target.corpus, (path.read_bytes() for path in merged.iterdir()))
         files = list(target.corpus.iterdir())
         print(f"{name}: {len(files)} files, {sum(path.stat().st_size for path in files)} octets")
+
+
+def _merge(name: str, into: Path, source: Path, *options: str) -> None:
+    command = [sys.executable, "-m", "fuzz.engine", name, *options, f"-artifact_prefix={into.parent}/"]
+    subprocess.run([*command, str(into), str(source)], cwd=_ROOT, stderr=subprocess.DEVNULL, check=True)
 
 
 def _write(folder: Path, inputs: Iterable[bytes]) -> None:
@@ -132,7 +157,7 @@ def _write(folder: Path, inputs: Iterable[bytes]) -> None:
 
 
 def _made() -> Iterator[tuple[str, list[bytes]]]:
-    yield "relay", list(_dialogues())
+    yield "relay", list(_RELAYS)
     yield "chunks", list(_CHUNKS)
     yield "attributes", list(_ATTRIBUTES)
     yield "settings", list(_SETTINGS)

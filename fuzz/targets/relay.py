@@ -97,13 +97,8 @@ WORDS = (
 def header(terms: Terms, size: int = 0) -> bytes:
     """Write the octets that an input begins with."""
     bits = (terms.lmtp_client, terms.lmtp_server, terms.announce, terms.trusted, terms.starttls)
-    first = (
-        sum(bit << number for number, bit in enumerate(bits))
-        | _OUT_TLS.index(
-            OutTls.OFF if terms.out_tls is OutTls.OFF else OutTls.MAY if terms.out_tls is OutTls.MAY else OutTls.ENCRYPT
-        )
-        << 5
-    )
+    out_tls = OutTls.ENCRYPT if terms.out_tls is OutTls.VERIFY else terms.out_tls
+    first = sum(bit << number for number, bit in enumerate(bits)) | _OUT_TLS.index(out_tls) << 5
     return bytes((first, size))
 
 

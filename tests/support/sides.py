@@ -7,19 +7,20 @@ which of its octets are commands, text and chunks. :class:`ServerSide` knows whi
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 
 from tests.support.plain import end_of_data, is_bad_line, read_replies
 
-__all__ = ["ClientSide", "ServerSide"]
+__all__ = ["AUTH_LINE", "ClientSide", "ServerSide"]
+
+#: What stands for the verb of a line of an AUTH dialogue.
+AUTH_LINE = b"auth line"
 
 _COMMAND_MAX = 2048
 _AUTH_MAX = 12286
 
 # They may be followed by more before they are answered (RFC 2920 section 3.1).
 _GROUPED = frozenset({b"MAIL", b"RCPT", b"RSET", b"XFORWARD"})
-
-
 _HELLOS = frozenset({b"EHLO", b"HELO", b"LHLO"})
 
 
@@ -27,7 +28,8 @@ class ClientSide:
     """A client that sends whatever it likes, and holds the replies against what it has sent.
 
     ``due`` is how many replies it may expect to what has been taken of its octets, ``asked`` what they are for: a
-    verb, ``message`` or ``chunk``. ``text`` is the message that has just ended. ``commands`` are the lines so far.
+    verb, ``message``, ``chunk`` or ``auth line``. ``text`` is the message that has just ended. ``commands`` are the
+    lines so far.
     """
 
     def __init__(self, *, lmtp: bool) -> None:
@@ -56,8 +58,8 @@ class ClientSide:
         self._octets += octets
         self._walk()
 
-    def hear(self, octets: bytes) -> list[tuple[str, int]]:
-        """Hear whole replies; return what each was for, and its code."""
+    def hear(self, octets: bytes) -> list[tuple[str, bytes, int]]:
+        """Hear whole replies; return what each was for, the last command line then, and its code."""
         answers = read_replies(octets)
         assert not answers.malformed
         assert not answers.rest
@@ -65,7 +67,7 @@ class ClientSide:
         for code, _ in answers.replies:
             # LMTP says it to each recipient.
             assert self.due or not self.dismissed, "it was told 421 before"
-            heard.append((self.asked if self.due else "", code))
+            heard.append((self.asked if self.due else "", self.commands[-1] if self.commands else b"", code))
             if self.due:
                 self.due -= 1
                 self._understand(code)
@@ -79,6 +81,16 @@ class ClientSide:
             self.dismissed = code == 421
             self._walk()
         return heard
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a MAIL was taken, and nothing has ended what it began."""
+        return self._transaction
+
+    @property
+    def has_more(self) -> bool:
+        """Whether it has sent something that is still to be taken."""
+        return bool(self._octets)
 
     def secure(self) -> None:
         """Begin anew, inside of TLS."""
@@ -128,7 +140,7 @@ class ClientSide:
         self.commands.append(line)
         bad = is_bad_line(line, _AUTH_MAX if in_auth else _COMMAND_MAX)
         self._verb = b"AUTH" if in_auth else b"" if bad else _verb(line)
-        self.asked = self._verb.decode("latin-1")
+        self.asked = "auth line" if in_auth else self._verb.decode("latin-1")
         chunk = re.fullmatch(rb"BDAT[ \t]+([0-9]{1,20})(?:[ \t]+(.*?))?[ \t]*", line, re.IGNORECASE | re.DOTALL)
         if self._verb == b"BDAT" and chunk:
             self.due = 0
@@ -172,7 +184,7 @@ class ClientSide:
                 self.recipients += 1
             case "DATA" if code == 354:
                 self._mode = "text"
-            case "AUTH" if code == 334:
+            case "AUTH" | "auth line" if code == 334:
                 self._mode = "auth"
             case "STARTTLS" if code == 220:
                 # RFC 3207 section 4: what was sent before the handshake is nothing.
@@ -211,20 +223,32 @@ class ServerSide:
         #: Its last reply to DATA asks for text.
         self.ready_for_text = False
         self._octets = b""
+        #: The largest message that it takes, as its last reply to EHLO says.
+        self.size: int | None = None
+        #: It has offered PIPELINING.
+        self.pipelining = False
+        #: How often it said 2xx to each command line, and, under ``AUTH_LINE``, anything at all to AUTH.
+        self.good: Counter[bytes] = Counter()
+        self._lines: deque[bytes] = deque([b""])
         self._said: deque[tuple[int, tuple[bytes, ...], bool]] = deque()
         self._has_text = False
 
     def say(self, octets: bytes) -> None:
         """Send octets."""
+        if b"\n" not in octets:
+            self._octets += octets
+            return
         answers = read_replies(self._octets + octets)
         self._octets = answers.rest
         self._said.extend((code, lines, self._has_text) for code, lines in answers.replies)
         self.confused = self.confused or answers.malformed
         self._pair()
 
-    def hear(self, line: bytes) -> None:
-        """Hear a command."""
-        self.asked.append(_verb(line.removesuffix(b"\r\n")))
+    def hear(self, line: bytes, *, secret: bool = False) -> None:
+        """Hear a command; ``secret``: it may be a line of an AUTH dialogue, which is none."""
+        self._lines.append(line.removesuffix(b"\r\n"))
+        verb = _verb(self._lines[-1])
+        self.asked.append(AUTH_LINE if secret and verb != b"AUTH" else verb)
         self._pair()
 
     def take_text(self, replies: int) -> None:
@@ -232,6 +256,7 @@ class ServerSide:
         self.ready_for_text = self._has_text = False
         self.accepted = 0
         self.asked.extend([b"TEXT"] * replies)
+        self._lines.extend([b""] * replies)
         self._pair()
 
     def end_text(self) -> None:
@@ -248,9 +273,23 @@ class ServerSide:
             verb = self.asked.popleft()
             code, lines, had_text = self._said.popleft()
             good = 200 <= code <= 299
+            line = self._lines.popleft()
+            # A line of an AUTH dialogue may itself begin with AUTH.
+            in_auth = verb in (b"AUTH", AUTH_LINE)
+            self.good[AUTH_LINE if in_auth else line] += good or in_auth
             if verb == b"DATA":
                 self.ready_for_text = code == 354
             elif verb == b"TEXT" and good and had_text:
                 self.accepted += 1
             elif verb in (b"EHLO", b"LHLO") and good:
-                self.chunking = self.chunking or any(line.upper().split()[:1] == [b"CHUNKING"] for line in lines[1:])
+                words = [line.upper().split() for line in lines[1:]]
+                self.pipelining = self.pipelining or [b"PIPELINING"] in [line[:1] for line in words]
+                self.chunking = self.chunking or [b"CHUNKING"] in [line[:1] for line in words]
+                sizes = [
+                    int(line[1])
+                    for line in words
+                    if line[:1] == [b"SIZE"] and re.fullmatch(rb"[0-9]+", b"".join(line[1:2]))
+                ]
+                self.size = (sizes[0] or None) if sizes else None
+            elif verb == b"HELO" and good:
+                self.size = None

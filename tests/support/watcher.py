@@ -7,6 +7,7 @@ octets in their own way. What fails is an assertion.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -28,14 +29,17 @@ from clamsmtpd.smtp.events import (
 )
 from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.smtp.relay import OUTSTANDING_MAX, Relay, Terms
-from clamsmtpd.values import Decision, Deliver, Drop
-from tests.support.plain import stuff
-from tests.support.sides import ClientSide, ServerSide
+from clamsmtpd.values import Decision, Deliver, Drop, OutTls
+from tests.support.plain import stuff, unstuff
+from tests.support.sides import AUTH_LINE, ClientSide, ServerSide
 
 __all__ = ["Watcher"]
 
 # What the client says word for word, and nobody else; but for QUIT, whose spelling is all there is to it.
 _CLIENTS_OWN = re.compile(rb"(?:MAIL|RCPT|VRFY|EXPN|HELP|ETRN|AUTH|QUIT)(?:[ \t]|\r)", re.IGNORECASE)
+
+# What only the next hop can say yes to, and to a line of AUTH anything.
+_RELAYED = frozenset({"MAIL", "RCPT", "VRFY", "EXPN", "ETRN", "auth line"})
 
 # A dot that some server takes for the end of a message.
 _LONE_DOT = re.compile(rb"[\r\n]\0*\.\0*[\r\n]")
@@ -65,6 +69,7 @@ class Watcher:
     storing: bool = False
     full: bool = False
     client_ended: bool = False
+    draining: bool = False
     client_closed: bool = False
     server_closed: bool = False
     securing_client: bool = False
@@ -76,7 +81,11 @@ class Watcher:
     _text: bytearray = field(default_factory=bytearray)
     _storage_failed: bool = False
     _sending: bool = False
+    _handed_on: bool = False
     _told_good: int = 0
+    # The next hop has an envelope for a message that it will not get.
+    _envelope_left: bool = False
+    _relayed: Counter[bytes] = field(default_factory=Counter)
     _own_commands: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -125,8 +134,13 @@ class Watcher:
                 method: Callable[..., list[Effect]] = getattr(relay, name)
                 if name in ("timed_out", "client_lost", "server_lost"):
                     self.securing_client = self.securing_server = False
+                tired = name == "client_eof" and relay.awaits in (Awaits.VERDICT, Awaits.TRANSMISSION)
+                tired = tired and not self.client.has_more
                 self.client_ended = self.client_ended or name in ("client_eof", "client_lost")
+                self.draining = self.draining or name == "drain"
                 self.watch(method() if argument is None else method(argument))
+                # It will send its message again.
+                assert self.client_closed or not tired
 
     def end(self) -> None:
         """Let both sides go, and look at what is left."""
@@ -191,7 +205,7 @@ class Watcher:
             case BeginMessage():
                 assert not self.stored
                 self.stored = True
-                self.inspecting = self._storage_failed = False
+                self.inspecting = self._storage_failed = self._handed_on = False
                 self.decision = None
                 self._told_good = 0
                 self._text.clear()
@@ -224,10 +238,24 @@ class Watcher:
     def _tell(self, data: bytes) -> None:
         assert data.endswith(b"\r\n")
         self.said += data
-        for asked, code in self.client.hear(data):
-            if asked == "message" and 200 <= code <= 299:
-                self._told_good += 1
-                assert self._may_accept(), "250 for a message that nobody has taken"
+        for asked, line, code in self.client.hear(data):
+            if asked == "message":
+                self._envelope_left = not self._handed_on
+                if 200 <= code <= 299:
+                    self._told_good += 1
+                    assert self._may_accept(), "250 for a message that nobody has taken"
+            self._check_reply(asked, line, code)
+
+    def _check_reply(self, asked: str, line: bytes, code: int) -> None:
+        if 300 <= code <= 399:
+            # Behind QUIT both sides close, whatever was said.
+            assert asked in ("DATA", "AUTH", "auth line", "QUIT"), "nothing else can go on"
+        if 200 <= code <= 299:
+            assert asked != "DATA"
+        if asked in _RELAYED and (200 <= code <= 299 or (asked == "auth line" and code != 421)):
+            key = AUTH_LINE if asked == "auth line" else line
+            self._relayed[key] += 1
+            assert self._relayed[key] <= self.server.good[key], "the next hop did not say so, or of another command"
 
     def _may_accept(self) -> bool:
         if self._storage_failed or self.client.spoilt:
@@ -240,14 +268,20 @@ class Watcher:
     def _ask(self, data: bytes, *, secret: bool) -> None:
         assert data.endswith(b"\r\n")
         assert not {0, 10, 13} & set(data[:-2])
+        # RFC 2920 section 3.1.
+        assert not self.server.asked or self.server.pipelining
+        # Otherwise the next message could go to its recipients.
+        assert data == b"RSET\r\n" or not self._envelope_left
+        self._envelope_left = False
         # A line of an AUTH dialogue is no command, whatever it looks like; the one that is ours cancels it.
         if data == b"DATA\r\n" and not secret:
             self._assert_deliverable()
         self.cut_matters = self.cut_matters or data == b"STARTTLS\r\n"
         if _CLIENTS_OWN.match(data) or (secret and data != b"*\r\n"):
+            assert not self.full, "each command makes a reply, and the client does not take them"
             self._own_commands.append(data.removesuffix(b"\r\n"))
         self.asked += data
-        self.server.hear(b"AUTH\r\n" if secret else data)
+        self.server.hear(data, secret=secret)
 
     def _assert_deliverable(self) -> None:
         assert self.stored
@@ -273,6 +307,9 @@ class Watcher:
         added = self.decision.field
         assert effect.field in (added, added + b"\r\n" if added else b"")
         text, client_text = bytes(self._text), self.client.text
+        if self.server.size is not None and not (self.terms.announce or self.terms.out_tls is not OutTls.OFF):
+            # RFC 1870 section 5: dots that are not the author's do not count.
+            assert len(client_text if self.client.chunked else unstuff(client_text)) <= self.server.size
         assert 0 <= effect.offset <= len(text)
         whole = text[: effect.offset] + effect.field + text[effect.offset :]
         if effect.before:
@@ -289,7 +326,7 @@ class Watcher:
             assert dot is not None
             assert dot.start() == len(wire) - 4, "some server would see the end of the message before it"
         self.transmitted.append(whole)
-        self._sending = True
+        self._sending = self._handed_on = True
         self.server.take_text(self.client.recipients if self.terms.lmtp_server else 1)
 
     def _look_around(self) -> None:
@@ -305,6 +342,8 @@ class Watcher:
             assert not self.client.due, "the client waits for a reply, and we wait for the client"
         if awaits in (Awaits.GREETING, Awaits.REPLY, Awaits.FINAL_REPLY) and not self.securing_server:
             assert self.server.asked, "we wait for a reply that the next hop does not owe"
+        if awaits is Awaits.COMMAND and self.draining and not self.full:
+            assert self.client.in_transaction, "nothing is left to be waited for"
         if awaits is Awaits.COMMAND and not self.server_closed:
             assert not self.server.asked
 
