@@ -9,6 +9,9 @@ __all__ = ["cuttings", "pieces", "split_off"]
 #: So many octets at the start of an input are sizes.
 _SIZES = 4
 
+_SINGLE_MAX = 400
+_SMALL = 11
+
 
 def split_off(data: bytes, length: int) -> tuple[bytes, bytes]:
     """Return the first ``length`` octets, filled up with zeros, and the rest."""
@@ -28,7 +31,11 @@ def pieces(data: bytes, sizes: bytes) -> Iterator[bytes]:
 
 
 def cuttings(data: bytes) -> tuple[bytes, list[list[bytes]]]:
-    """Return the octets of an input, and them whole, octet by octet, and cut as the start of the input says."""
+    """Return the octets of an input, and them whole, in small pieces, and cut as the start of the input says.
+
+    The small pieces are single octets, unless there are so many that this would cost most of the time.
+    """
     sizes, octets = split_off(data, _SIZES)
     whole = [octets] if octets else []
-    return octets, [whole, [octets[at : at + 1] for at in range(len(octets))], list(pieces(octets, sizes))]
+    small = b"\1" if len(octets) <= _SINGLE_MAX else bytes((_SMALL,))
+    return octets, [whole, list(pieces(octets, small)), list(pieces(octets, sizes))]

@@ -67,13 +67,15 @@ class ClientSide:
         for code, _ in answers.replies:
             # LMTP says it to each recipient.
             assert self.due or not self.dismissed, "it was told 421 before"
-            heard.append((self.asked if self.due else "", self.commands[-1] if self.commands else b"", code))
+            early = not self.due and self._mode in ("lines", "auth") and code != 421 and self._is_refused_early()
+            # In place of a bad line in a dialogue of AUTH, that dialogue is cancelled.
+            what = self.asked if self.due else "auth line" if early and self._mode == "auth" else ""
+            heard.append((what, self.commands[-1] if self.commands else b"", code))
             if self.due:
                 self.due -= 1
                 self._understand(code)
-            elif self._mode in ("lines", "auth") and self._is_refused_early() and code != 421:
+            elif early:
                 self._skipping = True
-                # In place of the bad line, the dialogue of AUTH was cancelled.
                 self._mode = "auth" if self._mode == "auth" and code == 334 else "lines"
             else:
                 # RFC 5321 section 3.8: the one reply that needs no command.
