@@ -54,7 +54,8 @@ class Server:
     """Accepts clients on ``listeners``, which are bound and listening, and runs a session for each.
 
     ``certificate`` is the one for clients that want TLS; without one, none is offered. ``share`` is what this worker
-    has of what all have; without it, there are no others. Raises StartError when TLS with the next hop is to be
+    has of what all have; without it, there are no others. Scanners that are not ``watched`` are taken for usable.
+    Raises StartError when TLS with the next hop is to be
     verified, and nothing here could do that.
     """
 
@@ -64,6 +65,8 @@ class Server:
         listeners: Sequence[Listener],
         certificate: Certificate | None = None,
         share: Share | None = None,
+        *,
+        watched: bool = True,
     ) -> None:
         self._settings = settings
         self._listeners = list(listeners)
@@ -72,7 +75,13 @@ class Server:
         self._places = share.places
         # A turn in which one worker takes all who wait gives it all those connections for as long as they last.
         self._batch = ACCEPT_BATCH if share.workers == 1 else 1
-        self._pool = Pool(settings.clam_addresses, time_out=settings.time_out)
+        self._pool = Pool(
+            settings.clam_addresses,
+            time_out=settings.time_out,
+            row=share.row,
+            watched=watched,
+            temp_directory=settings.temp_directory,
+        )
         self._hooks = HookRunner()
         self._poller = Poller()
         self._host = Host(
@@ -94,6 +103,7 @@ class Server:
         """Serve until ``stop`` is set; then let transactions in flight end, and return."""
         loop = asyncio.get_running_loop()
         self._open_reserve()
+        self._pool.start()
         for listener in self._listeners:
             listener.socket.settimeout(0)
             if listener.socket.family != socket.AF_UNIX:
