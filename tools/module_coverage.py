@@ -22,6 +22,7 @@ MODULES = [
     "clamd.allowance",
     "clamd.limit",
     "clamd.load",
+    "verdicts",
     "clamd.protocol",
     "smtp.body",
     "smtp.capabilities",

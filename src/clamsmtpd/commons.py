@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from clamsmtpd.circles import Register, SharedRegister, region_size
 from clamsmtpd.metrics import ROW_SIZE, Metrics
 from clamsmtpd.places import Places
+from clamsmtpd.verdicts import LATEST_SIZE, REGION_SIZE, Verdicts
 
 __all__ = ["Commons", "Share"]
 
@@ -17,7 +18,8 @@ __all__ = ["Commons", "Share"]
 class Share:
     """What one worker has of it: the one of number ``worker`` among ``workers``.
 
-    ``row`` is its own of ``metrics``, the numbers of all; ``outgoing`` knows the connections of all to next hops.
+    ``row`` is its own of ``metrics``, the numbers of all; ``outgoing`` knows the connections of all to next hops,
+    ``verdicts`` what any of them has to remember of messages.
     """
 
     worker: int
@@ -26,6 +28,7 @@ class Share:
     row: memoryview
     places: Places
     outgoing: Register
+    verdicts: Verdicts
 
 
 class Commons:
@@ -41,11 +44,15 @@ class Commons:
         self._memory: mmap.mmap | None = None
         if workers == 1:
             self.metrics = Metrics()
+            self._verdicts_memory: mmap.mmap | bytearray = bytearray(LATEST_SIZE + REGION_SIZE)
+            self._verdicts_start = 0
             return
         # Any of them may come to have all connections.
         self._region_size = region_size(max_connections)
         self._start = ROW_SIZE * workers
-        self._memory = mmap.mmap(-1, self._start + self._region_size * workers)
+        self._verdicts_start = self._start + self._region_size * workers
+        self._memory = mmap.mmap(-1, self._verdicts_start + LATEST_SIZE + REGION_SIZE * workers)
+        self._verdicts_memory = self._memory
         self.metrics = Metrics(memoryview(self._memory)[: self._start])
         # A pipe that nothing goes through: record locks work on any file, and this one is to be had everywhere. A file
         # would need a directory, and a memfd a system that allows one.
@@ -58,7 +65,8 @@ class Commons:
         if self._memory is not None:
             outgoing = SharedRegister(self._memory, self._start, self._max_connections, self.workers, worker)
         places = Places(self._max_connections, self.metrics, worker, self._lock)
-        return Share(worker, self.workers, self.metrics, self.metrics.row(worker), places, outgoing)
+        verdicts = Verdicts(self._verdicts_memory, self._verdicts_start, self.workers, worker)
+        return Share(worker, self.workers, self.metrics, self.metrics.row(worker), places, outgoing, verdicts)
 
     def forget(self, worker: int) -> None:
         """Give back what a worker had that has died: its places, and its connections. Its counters stay."""
@@ -66,3 +74,6 @@ class Commons:
         if self._memory is not None:
             start = self._start + worker * self._region_size
             self._memory[start : start + self._region_size] = bytes(self._region_size)
+            # Its verdicts as well: of its scans, nobody would tell the end.
+            start = self._verdicts_start + LATEST_SIZE + worker * REGION_SIZE
+            self._memory[start : start + REGION_SIZE] = bytes(REGION_SIZE)

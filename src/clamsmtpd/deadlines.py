@@ -23,6 +23,9 @@ LINGER_LIMIT = 5.0
 # How many looks at a dialogue fit into the time that a step may take.
 _LOOKS = 8
 
+# Seconds between two looks at most: they are also when the next hop is kept awake.
+_LOOK_MAX = 30.0
+
 #: Who is awaited, after how many steps, and after how many octets of text.
 Progress = tuple[Awaits, int, int]
 
@@ -76,7 +79,7 @@ class Deadline:
 
     def _set_timer(self) -> None:
         self.cancel()
-        next_look = self._loop.time() + self._time_out / _LOOKS
+        next_look = self._loop.time() + min(self._time_out / _LOOKS, _LOOK_MAX)
         self._timer = self._loop.call_at(min(next_look, self._deadline), self._on_timer)
 
     def _on_timer(self) -> None:

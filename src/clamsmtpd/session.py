@@ -24,6 +24,7 @@ from clamsmtpd.deadlines import LINGER_LIMIT, Deadline, Progress
 from clamsmtpd.dialling import dial, dial_by_name
 from clamsmtpd.inspection import Inspector, Route
 from clamsmtpd.log import describe, escape
+from clamsmtpd.orphans import Orphans
 from clamsmtpd.peers import LOCAL_CLIENT, UNKNOWN_CLIENT, end_point, host_of, identify, original_destination
 from clamsmtpd.poller import Poller
 from clamsmtpd.proxyprotocol import Proxied, ProxyError, ProxyHeader
@@ -52,11 +53,16 @@ from clamsmtpd.tls import Certificate
 from clamsmtpd.transmission import Transmission
 from clamsmtpd.values import Address, Decision, Defer, Listen, TcpAddress, UnixAddress
 
-__all__ = ["Host", "Session"]
+__all__ = ["AUTOMATIC_KEEP_ALIVE", "Host", "Session"]
 
 _log = logging.getLogger("clamsmtpd")
 
 _Arguments = TypeVarTuple("_Arguments")
+
+#: Seconds after which the next hop hears a NOOP while a message is received and scanned, if KeepAlives says nothing
+#: else; half a minute more at most, until the clock looks again. A server has to wait for a command for 300 (RFC 5321
+#: section 4.5.3.2.7); those that are short of connections wait less.
+AUTOMATIC_KEEP_ALIVE = 45.0
 
 
 @dataclass(slots=True)
@@ -72,6 +78,7 @@ class Host:
     inspector: Inspector
     poller: Poller
     ended: Callable[[Session], None]
+    orphans: Orphans
     certificate: Certificate | None = None
     out_context: ssl.SSLContext | None = None
     outgoing: Register = field(default_factory=set[Ends])
@@ -152,6 +159,7 @@ class Session:
         "_server_handshake",
         "_server_heard",
         "_server_protocol",
+        "_silent_since",
         "_spool",
         "_transmission",
         "relay",
@@ -194,6 +202,8 @@ class Session:
         self._client_octets = 0
         self._deadline = Deadline(float(host.settings.time_out), self._look, self._on_expired, self._loop)
         self._keep_alive: asyncio.TimerHandle | None = None
+        # When the clock first saw a message on its way of which the next hop has heard nothing since; 0 for none.
+        self._silent_since = 0.0
         self._debug = _log.isEnabledFor(logging.DEBUG)
         if self._proxy is None:
             _log.info("%s: accepted connection from: %s", tag, self._route.client)
@@ -214,10 +224,14 @@ class Session:
             trusted=trusted,
             starttls=self._host.certificate is not None,
             out_tls=settings.out_tls,
+            admits=self._host.inspector.admits,
         )
 
     def start(self, sock: socket.socket) -> None:
-        """Take over the accepted socket, and begin the dialogue."""
+        """Take over the accepted socket, and begin the dialogue.
+
+        Raises OSError if the system cannot watch another; the socket is the caller's then.
+        """
         self._client = Connection(sock, _ClientProtocol(self), self.client_received, self._host.poller)
         if self._proxy is None:
             self._connect()
@@ -380,7 +394,7 @@ class Session:
             self._could_not_connect(address, error)
             return
         if found is not None:
-            self._server_made(*found)
+            self._server_made(address, *found)
         elif isinstance(address, TcpAddress):
             self._connecting = self._loop.create_task(self._connect_by_name(address))
 
@@ -393,7 +407,7 @@ class Session:
             self._could_not_connect(address, error)
             return
         self._connecting = None
-        self._server_made(sock, end)
+        self._server_made(address, sock, end)
 
     def _could_not_connect(self, address: Address, error: Exception) -> None:
         self.run(self.relay.server_lost, f"cannot connect to {address}: {describe(error)}")
@@ -409,13 +423,20 @@ class Session:
             return TcpAddress(client.host, address.port) if client is not None else None
         return address
 
-    def _server_made(self, sock: socket.socket, end: TcpAddress | None) -> None:
+    def _server_made(self, address: Address, sock: socket.socket, end: TcpAddress | None) -> None:
         """Take over the connection to the next hop at ``end``, which may still be under way."""
         self._server_heard = False
-        self._server_ends = (end_point(sock.getsockname()), end)
-        self._host.outgoing.add(self._server_ends)
-        self._server_protocol = _ServerProtocol(self)
-        self._server = Connection(sock, self._server_protocol, self.server_received, self._host.poller)
+        protocol = _ServerProtocol(self)
+        try:
+            ends = end_point(sock.getsockname()), end
+            self._server = Connection(sock, protocol, self.server_received, self._host.poller)
+        except OSError as error:
+            # So many descriptors are watched that the system takes no more (max_user_watches, epoll(7)).
+            sock.close()
+            self._could_not_connect(address, error)
+            return
+        self._server_protocol, self._server_ends = protocol, ends
+        self._host.outgoing.add(ends)
         if not self._is_our_own():
             self._route.server = host_of(end)
 
@@ -592,21 +613,27 @@ class Session:
         decision: Decision
         try:
             decision = await self._host.inspector.inspect(
-                spool, effect.envelope, self._route, stuffed=effect.stuffed, early=self._early
+                spool,
+                effect.envelope,
+                self._route,
+                stuffed=effect.stuffed,
+                header=effect.header,
+                early=self._early,
             )
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become a delivery
             _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
             _log.debug("%s: traceback", self.tag, exc_info=error)
             decision = Defer()
-        self._inspecting = None
-        self.run(self.relay.decide, decision)
+        if not spool.abandoned:
+            self._inspecting = None
+            self.run(self.relay.decide, decision)
 
     def _transmit(self, effect: Transmit) -> None:
         if self._spool is None or self._server is None:
             return
         if self._debug and effect.before:
             self._trace("SERVER >", effect.before)
-        text = self._spool.parts(effect.offset, effect.field)
+        text = self._spool.parts(effect.insertions)
         self._transmission = Transmission(self._server, chain((effect.before,), text, (effect.after,)))
         self._send_text()
 
@@ -633,18 +660,26 @@ class Session:
 
     def _discard(self, _effect: Discard | None = None) -> None:
         self._transmission = None
-        if self._early is not None:
-            self._early.cancel()
-            self._early = None
-        if self._inspecting is not None:
-            self._inspecting.cancel()
-            self._inspecting = None
-        if self._spool is not None:
-            spool, self._spool = self._spool, None
-            try:
-                spool.close()
-            except OSError as error:
-                _log.error("%s: cannot close the spool: %s", self.tag, describe(error))
+        early, self._early = self._early, None
+        spool, self._spool = self._spool, None
+        inspecting, self._inspecting = self._inspecting, None
+        if spool is None:
+            return
+        if inspecting is not None:
+            # The client that has left will be back with the same message.
+            spool.abandoned = True
+            inspecting.add_done_callback(partial(self._close_spool, spool, early))
+            self._host.orphans.take(inspecting)
+        else:
+            self._close_spool(spool, early)
+
+    def _close_spool(self, spool: Spool, early: EarlyScan | None, _inspecting: object = None) -> None:
+        if early is not None:
+            early.cancel()
+        try:
+            spool.close()
+        except OSError as error:
+            _log.error("%s: cannot close the spool: %s", self.tag, describe(error))
 
     def _close_server(self, effect: CloseServer) -> None:
         if self._connecting is not None:
@@ -716,7 +751,24 @@ class Session:
     def _look(self) -> Progress:
         """Tell the clock where the dialogue is."""
         octets = self._client_octets if self._transmission is None else self._transmission.sent
-        return self.relay.awaits, self.relay.steps, octets
+        awaits = self.relay.awaits
+        if awaits is Awaits.VERDICT or awaits is Awaits.DATA:
+            self._keep_awake()
+        else:
+            self._silent_since = 0.0
+        return awaits, self.relay.steps, octets
+
+    def _keep_awake(self) -> None:
+        """Have the next hop hear something while it waits for a message that takes its time (KeepAlives: automatic)."""
+        if self._host.settings.keep_alives is not None:
+            return
+        now = self._loop.time()
+        if not self._silent_since:
+            self._silent_since = now
+        elif now - self._silent_since >= AUTOMATIC_KEEP_ALIVE:
+            self._silent_since = now
+            # Not now: it is the clock that looks.
+            self._loop.call_soon(self.run, self.relay.keep_alive)
 
     def _on_expired(self) -> None:
         if self._proxy is not None:

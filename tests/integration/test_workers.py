@@ -137,16 +137,8 @@ def test_no_client_too_many_is_served_however_many_come_at_once(daemon: Daemon, 
             client.close()
         # And all places come back.
         wait_until(lambda: totals(daemon)["sessions"] == 0, "the end of all sessions")
-    assert totals(daemon) == {
-        "connections": 150,
-        "refused": 300,
-        "clean": 0,
-        "infected": 0,
-        "unscanned": 0,
-        "octets": 0,
-        "sessions": 0,
-        "workers": 2,
-    }
+    counted = {name: number for name, number in totals(daemon).items() if number and name != "scanners"}
+    assert counted == {"connections": 150, "refused": 300, "workers": 2}
     clients = [stack.enter_context(connect(daemon)) for _ in range(51)]
     assert [greeting(client) for client in clients] == [b"220"] * 50 + [b"421"]
 
@@ -206,10 +198,10 @@ def test_a_stop_lets_all_transactions_end_and_leaves_no_process(daemon: Daemon, 
     assert daemon.wait() == 0
     assert all(gone(pid) for pid in workers)
     assert len(sink.messages) == 10
-    assert daemon.log_lines()[-2:] == [
-        "totals: connections=11, refused=0, clean=10, infected=0, unscanned=0, octets=200, sessions=0, workers=0",
-        "stopped",
-    ]
+    totals, stopped = daemon.log_lines()[-2:]
+    counted = {name for name in totals.removeprefix("totals: ").split(", ") if not name.endswith("=0")}
+    assert counted == {"connections=11", "clean=10", "octets=200"}
+    assert stopped == "stopped"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

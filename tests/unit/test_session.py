@@ -9,13 +9,17 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from clamsmtpd import policy
+from clamsmtpd import session
+from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener, listen
+from clamsmtpd.policy import Policy
+from clamsmtpd.poller import Poller
 from clamsmtpd.server import Server
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Decision, Listen, TcpAddress
@@ -603,7 +607,7 @@ def test_a_fault_of_ours_delivers_nothing(
     def broken(*_: object) -> Decision:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(policy, "decide", broken)
+    monkeypatch.setattr(Policy, "decide", broken)
 
     async def main() -> None:
         async with world(tmp_path) as here:
@@ -614,3 +618,202 @@ def test_a_fault_of_ours_delivers_nothing(
 
     run(main())
     assert any("internal error: RuntimeError: a bug" in record.getMessage() for record in caplog.records)
+
+
+# ---- verdicts that nobody waits for ---------------------------------------------------------------
+
+
+def test_a_verdict_that_comes_after_the_client_has_left_is_there_for_its_next_try(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="clamsmtpd")
+    monkeypatch.setattr(Pool, "version", "ClamAV 1.4.3/27000")
+
+    async def main() -> None:
+        clamd = Clamd(INFECTED)
+        clamd.answers.clear()
+        async with world(tmp_path, "Action: bounce", "Quarantine: on", clamd=clamd) as here:
+            client = await here.client()
+            await client.envelope()
+            await client.ask(b"DATA")
+            client.send(b"x\r\n.\r\n")
+            await until(lambda: clamd.requests == 1)
+            client.close()
+            await until(lambda: here.hop.open == 0)
+            assert os.listdir(here.folder) == []
+            clamd.answers.set()
+            await until(lambda: "the verdict came after the client had left: Eicar-Test" in caplog.text)
+            # Of a message that is still to come there is nothing to be counted or kept.
+            assert "status=" not in caplog.text
+            assert os.listdir(here.folder) == []
+            client = await here.client()
+            await client.envelope()
+            asked = clamd.requests
+            assert (await client.message(b"x\r\n")).startswith(b"550 ")
+            assert clamd.requests == asked
+            assert len(os.listdir(here.folder)) == 1
+
+    before = descriptors()
+    run(main())
+    assert descriptors() == before
+
+
+def test_a_client_that_tries_again_meanwhile_waits_for_the_same_scan(tmp_path: Path) -> None:
+    async def main() -> None:
+        clamd = Clamd()
+        clamd.answers.clear()
+        async with world(tmp_path, clamd=clamd) as here:
+            client = await here.client()
+            for _ in range(4):
+                client.close()
+                client = await here.client()
+                await client.envelope()
+                await client.ask(b"DATA")
+                client.send(b"x\r\n.\r\n")
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)
+            assert clamd.requests == 1
+            clamd.answers.set()
+            assert await client.reply() == b"250 queued\r\n"
+            assert len(here.hop.texts) == 1
+
+    before = descriptors()
+    run(main())
+    assert descriptors() == before
+
+
+def test_a_stop_does_not_wait_for_verdicts_that_nobody_waits_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        clamd = Clamd()
+        clamd.answers.clear()
+        async with world(tmp_path, clamd=clamd) as here:
+            client = await here.client()
+            await client.envelope()
+            await client.ask(b"DATA")
+            client.send(b"x\r\n.\r\n")
+            await until(lambda: clamd.requests == 1)
+            client.close()
+            await until(lambda: here.hop.open == 0)
+            here.stop.set()
+            await asyncio.wait_for(asyncio.shield(here.served), 2)
+
+    run(main())
+
+
+# ---- no hope of a verdict -------------------------------------------------------------------------
+
+
+def test_a_message_is_refused_before_its_text_when_no_verdict_could_come_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopeless = True
+    monkeypatch.setattr(Pool, "admits", lambda _pool: not hopeless)
+
+    async def main() -> None:
+        nonlocal hopeless
+        async with world(tmp_path) as here:
+            client = await here.client()
+            await client.envelope()
+            assert await client.ask(b"DATA") == b"451 4.3.2 Virus scan not possible in time now; try again later\r\n"
+            assert here.hop.verbs[-1] == "RCPT"
+            hopeless = False
+            for line in (b"RSET", b"MAIL FROM:<a@example.org>", b"RCPT TO:<b@example.org>"):
+                await client.ask(line)
+            assert await client.message() == b"250 queued\r\n"
+
+    run(main())
+
+
+def test_a_message_that_may_pass_unscanned_is_never_refused_before_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pool, "admits", lambda _pool: False)
+
+    async def main() -> None:
+        async with world(tmp_path, "ScanFailure: pass") as here:
+            client = await here.client()
+            await client.envelope()
+            assert await client.message() == b"250 queued\r\n"
+
+    run(main())
+
+
+# ---- a message that takes its time ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("setting", "noops"), [("KeepAlives: automatic", True), ("KeepAlives: 0", False)])
+def test_the_next_hop_is_kept_awake_by_itself_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, *, noops: bool
+) -> None:
+    monkeypatch.setattr(session, "AUTOMATIC_KEEP_ALIVE", 0.2)
+
+    async def main() -> None:
+        clamd = Clamd()
+        clamd.answers.clear()
+        async with world(tmp_path, setting, "TimeOut: 1", clamd=clamd) as here:
+            client = await here.client()
+            await client.envelope()
+            await client.ask(b"DATA")
+            client.send(b"x\r\n.\r\n")
+            await asyncio.sleep(0.8)
+            assert ("NOOP" in here.hop.verbs) is noops
+            clamd.answers.set()
+            assert await client.reply() == b"250 queued\r\n"
+
+    run(main())
+
+
+# ---- no more descriptors can be watched -----------------------------------------------------------
+
+
+def test_a_client_that_cannot_be_watched_is_told_421_and_leaves_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with world(tmp_path, "MaxConnections: 1") as here:
+            with monkeypatch.context() as patch:
+                patch.setattr(Poller, "watch", raises_no_space)
+                client = await here.client()
+                assert (await client.rest()).startswith(b"421 ")
+            client = await here.client()
+            await client.envelope()
+            assert await client.message() == b"250 queued\r\n"
+
+    # The first loop of a process opens what it keeps.
+    run(main())
+    before = descriptors()
+    run(main())
+    assert descriptors() == before
+
+
+def test_a_next_hop_that_cannot_be_watched_is_one_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Poller.watch
+
+    async def main() -> None:
+        async with world(tmp_path, "MaxConnections: 1") as here:
+            with monkeypatch.context() as patch:
+                first = iter([True])
+
+                def watch_one(poller: Poller, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
+                    (watch if next(first, False) else raises_no_space)(poller, descriptor, events, handler)
+
+                patch.setattr(Poller, "watch", watch_one)
+                client = await here.client()
+                assert (await client.rest()).startswith(b"421 ")
+                client.close()
+                await until(lambda: not here.server._sessions)
+            client = await here.client()
+            await client.envelope()
+            assert await client.message() == b"250 queued\r\n"
+
+    # The first loop of a process opens what it keeps.
+    run(main())
+    before = descriptors()
+    run(main())
+    assert descriptors() == before
+
+
+def raises_no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

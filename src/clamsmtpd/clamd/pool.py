@@ -150,7 +150,7 @@ class Pool:
 
     @property
     def version(self) -> str:
-        """What all usable scanners say of themselves and their signatures; empty if unknown, or not the same."""
+        """What all usable scanners say of their signatures and their date; empty if unknown, or not the same."""
         return self._version
 
     def admits(self) -> bool:
@@ -206,7 +206,9 @@ class Pool:
             self._none_since = asyncio.get_running_loop().time()
         self._some_usable = bool(usable)
         versions = {member.watch.version for member in usable if member.watch is not None}
-        self._version = versions.pop() if len(versions) == 1 else ""
+        version = versions.pop() if len(versions) == 1 else ""
+        # With signatures of its owner's own alone, clamd names none, and the same answer may mean others.
+        self._version = version if "/" in version else ""
         if usable:
             for member in self._members:
                 if member.watch is not None and member.watch.silent and not member.usable:

@@ -104,8 +104,9 @@ class Watch:
         self._probes: dict[int, asyncio.Task[None]] = {}
 
     def start(self) -> None:
-        """Begin to watch."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        """Begin to watch, if that has not begun."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
 
     def close(self) -> None:
         """Watch no longer."""

@@ -16,6 +16,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import ClassVar, NamedTuple
 
 from clamsmtpd.smtp import replies
@@ -55,7 +56,7 @@ from clamsmtpd.smtp.syntax import (
     parse_path,
     parse_xforward,
 )
-from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Envelope, OutTls
+from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Envelope, Ground, Insertion, OutTls
 
 __all__ = ["ERRORS_MAX", "INPUT_MAX", "OUTSTANDING_MAX", "Relay", "Terms"]
 
@@ -82,13 +83,17 @@ _CLOSING = 421
 _BAD_SEQUENCE = 503
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the settings say about a dialogue.
 
     ``lmtp_client``, ``lmtp_server``: that side speaks LMTP. ``announce``: tell the next hop who the client is by
     XCLIENT. ``trusted``: the client may say by XCLIENT who it is. ``starttls``: there is a certificate to offer TLS
-    with.
+    with. ``admits`` tells whether a message that comes now can be judged in time.
     """
 
     lmtp_client: bool = False
@@ -97,6 +102,7 @@ class Terms:
     trusted: bool = False
     starttls: bool = False
     out_tls: OutTls = OutTls.OFF
+    admits: Callable[[], bool] = _always
 
     @property
     def one_recipient(self) -> bool:
@@ -303,6 +309,7 @@ class Relay:
             or self._phase is not _COMMAND
             or self._hello_due
             or self._message is not None
+            or self._input.refusing
             or self._has_work()
             or not _is_one_line(data, COMMAND_LINE_MAX)
         ):
@@ -605,6 +612,8 @@ class Relay:
             return replies.MAIL_FIRST
         if not self._recipients:
             return replies.NO_RECIPIENTS_LMTP if self._terms.lmtp_client else replies.NO_RECIPIENTS
+        if self._message is None and not self._terms.admits():
+            return replies.TURNED_AWAY
         return b""
 
     def _objection_to_starttls(self, argument: bytes) -> bytes:
@@ -831,7 +840,7 @@ class Relay:
             self._decision = Defer()
             self._carry_out()
         else:
-            self._effects.append(Inspect(self._envelope(), message.stuffed))
+            self._effects.append(Inspect(self._envelope(), message.stuffed, message.header_reach))
 
     def _carry_out(self) -> None:
         """Do what was decided about the message, once the next hop owes us nothing."""
@@ -843,9 +852,10 @@ class Relay:
         elif isinstance(decision, Drop):
             self._finish_message(replies.VIRUS_DROPPED)
         elif isinstance(decision, Bounce):
-            self._finish_message(replies.VIRUS_BOUNCED)
+            self._finish_message(_BOUNCES.get(decision.ground, replies.VIRUS_BOUNCED))
         elif isinstance(decision, Defer):
-            self._finish_message(replies.SCAN_FAILED)
+            oversize = decision.ground is Ground.OVERSIZE
+            self._finish_message(replies.OVERSIZE_DEFERRED if oversize else replies.SCAN_FAILED)
         elif self._server_gone:
             self._finish_message(replies.NEXT_HOP_LOST_MESSAGE)
         elif message.raw:
@@ -856,16 +866,23 @@ class Relay:
             self._ask(b"DATA\r\n", self._on_data)
 
     def _transmit(self, message: Message, decision: Deliver) -> None:
-        field = decision.field
+        field, others = decision.field, decision.insertions
         if field and message.header.blank_first:
             field += b"\r\n"
+            # Behind that empty line, all that came is body text, where nothing is changed.
+            others = ()
         offset = message.header.top if decision.on_top else message.header.end
+        insertions: tuple[Insertion, ...] = ((offset, field if message.raw else Stuffing().feed(field)),)
+        if others:
+            # Ours comes first of two at the same place: the other belongs to the line behind.
+            insertions = tuple(sorted((*insertions, *others), key=itemgetter(0)))
         self._phase = _TRANSMISSION
         self._owed.extend([(self._on_final_reply, b"")] * (len(self._recipients) if self._terms.lmtp_server else 1))
         if message.raw:
-            self._effects.append(Transmit(offset, field, b"BDAT %d LAST\r\n" % (message.length + len(field)), b""))
+            length = message.length + sum(len(octets) for _, octets in insertions)
+            self._effects.append(Transmit(insertions, b"BDAT %d LAST\r\n" % length, b""))
         else:
-            self._effects.append(Transmit(offset, Stuffing().feed(field)))
+            self._effects.append(Transmit(insertions))
 
     def _answer(self, reply: bytes) -> None:
         """Say the reply to the whole message, to as many recipients as have none yet."""
@@ -916,7 +933,7 @@ class Relay:
         self._answer(reply.encode())
         if early or self._client_gone:
             # Refused while the text was still going out: whatever we send next could be read as text.
-            self._close(None if self._client_gone else replies.NEXT_HOP_LOST)
+            self._close(None if self._client_gone or self._said_421 else replies.NEXT_HOP_LOST)
         else:
             self._end_transaction()
 
@@ -1232,6 +1249,9 @@ class Relay:
         b"ETRN": _Command(_do_plain, between_chunks=False),
     }
 
+
+# What the client is told of a message that is refused for good.
+_BOUNCES = {Ground.OVERSIZE: replies.OVERSIZE_BOUNCED, Ground.FORGERY: replies.FORGERY_BOUNCED}
 
 # A reply of one line that is good, if the line is well-formed (RFC 5321 section 4.2).
 _GOOD_REPLY = re.compile(rb"2[0-9][0-9] ")

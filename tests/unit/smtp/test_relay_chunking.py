@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clamsmtpd.smtp.events import Awaits, Inspect, Store, ToClient, Transmit
-from clamsmtpd.smtp.relay import Relay
+from clamsmtpd.smtp.relay import Relay, Terms
 from clamsmtpd.values import Deliver
 from tests.support.transcript import GREETING, play
 
@@ -59,6 +59,22 @@ def test_to_a_next_hop_with_bdat_in_one_chunk() -> None:
         ** discard
         >> NOOP
         -> NOOP
+    """
+    )
+
+
+def test_the_length_of_the_chunk_counts_every_insertion() -> None:
+    play(
+        CHUNKING
+        + r"""
+        >> BDAT 17 LAST
+        >> Subject: x\r\n\r\nend\c
+        ** begin
+        ** store Subject: x\r\n\r\nend
+        ** inspect a@example.org b@example.org
+        .. decide deliver-renamed
+        -> BDAT 45 LAST
+        ** transmit 0 X-Old- 8 X-Old- 12 X-Scanned: yes\r\n
     """
     )
 
@@ -730,3 +746,47 @@ def test_every_message_in_every_cutting(chunks: list[bytes], cuts: list[int], ra
         # Nothing but a dot between line ends of which one is not CRLF, on the way to DATA.
         assert not raw
         assert replies == [*taken, b"550 5.6.0 Message holds a dot between line ends that are not CRLF\r\n"]
+
+
+def test_a_message_that_could_not_be_judged_in_time_is_refused_at_its_first_chunk() -> None:
+    play(
+        CHUNKING
+        + r"""
+        >> BDAT 6
+        >> QUIT
+        ** begin
+        ** discard
+        << 451 4.3.2 Virus scan not possible in time now; try again later
+        >> RSET
+        -> RSET
+        <- 250 ok
+        << 250 ok
+    """,
+        Terms(admits=lambda: False),
+    )
+
+
+def test_a_message_that_has_begun_is_not_turned_away_any_more() -> None:
+    asked: list[bool] = []
+
+    def admits() -> bool:
+        asked.append(True)
+        return True
+
+    play(
+        CHUNKING
+        + r"""
+        >> BDAT 3
+        >> a
+        ** begin
+        ** store a\r\n
+        << 250 2.0.0 3 octets received
+        >> BDAT 3 LAST
+        >> b
+        ** store b\r\n
+        ** inspect a@example.org b@example.org
+    """,
+        Terms(admits=admits),
+    )
+    performances = 3
+    assert len(asked) == performances
