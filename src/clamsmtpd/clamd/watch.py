@@ -35,8 +35,9 @@ SILENCE = 5.0
 _PATIENCE = 2.0
 
 #: Seconds between two rounds of the canary, where nothing has happened. clamd's log, and its VirusEvent
-#: (clamd.conf(5)), tell of each: it must not be often.
-CANARY_INTERVAL = 60.0
+#: (clamd.conf(5)), which may well be a mail to somebody, tell of each: it must not be often. Whatever makes a clamd blind
+#: nearly always ends it or changes its version, and is looked at then.
+CANARY_INTERVAL = 600.0
 
 #: Seconds after which a limit is learnt again, by descriptor or path, and where every octet goes over a network.
 LEARN_INTERVAL, LEARN_INTERVAL_STREAM = 600.0, 3600.0
@@ -47,7 +48,7 @@ RETRY_FIRST, RETRY_LAST = 0.25, 10.0
 #: Octets up to which the limit is learnt when nobody has said how large messages can be. A probe that is seen costs
 #: clamd 2 ms of a processor for each MiB, by descriptor, and 5 ms by stream, whatever its signatures (measured with
 #: version 1.4); one that is not seen costs nothing. So each process that watches costs it 0.2 s every ten minutes, and
-#: the canary half a millisecond a minute.
+#: the canary half a millisecond.
 LEARN_MAX = 100 * 1024 * 1024
 
 
