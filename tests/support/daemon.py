@@ -27,7 +27,7 @@ class Daemon:
     ``lines`` are those of the settings file; Listen and TempDirectory are added where they are not among
     them: a free loopback port, for LMTP if ``lmtp`` is set, and a folder of its own. Without Workers among them
     there is one process, whatever the machine: the one that ``pid`` names. ``arguments`` are further
-    ones of the command line.
+    ones of the command line. ``program`` is run in place of the module, by the same Python.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Daemon:
         lmtp: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "clamsmtpd"),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-daemon-"))
         self.folder.chmod(0o755)
@@ -60,7 +61,7 @@ class Daemon:
         self.configuration = self.folder / "clamsmtpd.conf"
         self.configuration.write_text("\n".join([*lines, *added]) + "\n")
         self._program = Program(
-            [sys.executable, "-m", "clamsmtpd", "-d", str(level), "-f", str(self.configuration), *arguments],
+            [sys.executable, *program, "-d", str(level), "-f", str(self.configuration), *arguments],
             output=self.folder / "log",
             environment={"PYTHONUNBUFFERED": "1", **(environment or {})},
         )
