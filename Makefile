@@ -2,7 +2,7 @@
 # make test  every check and every test
 # make bench what mail costs, beside the original, its best case, no proxy and clamd alone: 20 minutes on
 #            two cores that do nothing else; BENCH="--quick" takes two or three, BENCH="--help" tells of other options
-# make docs  the parts of the manual that come from the table of settings
+# make docs  the parts of the manual that come from the table of settings, and of docs/ that come from tests
 
 PYTHON = .venv/bin/python
 
@@ -22,7 +22,7 @@ bench:
 
 docs:
 	@scripts/setup python
-	@$(PYTHON) tools/generate_docs.py
+	@$(PYTHON) -m tools.generate_docs
 
 lint:
 	@scripts/setup python

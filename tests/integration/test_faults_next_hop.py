@@ -86,7 +86,7 @@ GONE = "next hop: connection lost: closed by the other side"
     "It dies in the midst of the text.",
     heard="451 4.4.2",
     delivered="nothing",
-    log="next hop: connection lost: ",
+    log="next hop: connection lost: …",
     case="text",
 )
 @SECTION.fault(
@@ -152,9 +152,9 @@ def test_it_does_not_say_what_became_of_the_message(clamd: Clamd, start_daemon: 
         return outcome(daemon, hop, attempt(daemon, text_of("message")), text_of("message"))
 
 
-@SECTION.fault("It answers EHLO with 4xx.", heard="450 4.2.0", delivered="nothing", log="accepted", case="EHLO")
-@SECTION.fault("It answers MAIL with 4xx.", heard="450 4.2.0", delivered="nothing", log="accepted", case="MAIL")
-@SECTION.fault("It answers RCPT with 4xx.", heard="450 4.2.0", delivered="nothing", log="accepted", case="RCPT")
+@SECTION.fault("It answers EHLO with 4xx.", heard="450 4.2.0", delivered="nothing", log="", case="EHLO")
+@SECTION.fault("It answers MAIL with 4xx.", heard="450 4.2.0", delivered="nothing", log="", case="MAIL")
+@SECTION.fault("It answers RCPT with 4xx.", heard="450 4.2.0", delivered="nothing", log="", case="RCPT")
 @SECTION.fault("It answers DATA with 4xx.", heard="450 4.2.0", delivered="nothing", log="status=CLEAN", case="DATA")
 @SECTION.fault(
     "It answers the final dot with 4xx.", heard="450 4.2.0", delivered="nothing", log="status=CLEAN", case=TEXT
@@ -163,15 +163,13 @@ def test_it_refuses_for_now(clamd: Clamd, start_daemon: Start, case: str) -> Out
     return refused(clamd, start_daemon, case, b"450 4.2.0 Busy\r\n")
 
 
-@SECTION.fault(
-    "It greets with 421, and not with 220.", heard="421 4.3.2", delivered="nothing", log="accepted", case=GREETING
-)
+@SECTION.fault("It greets with 421, and not with 220.", heard="421 4.3.2", delivered="nothing", log="", case=GREETING)
 def test_it_refuses_the_connection(clamd: Clamd, start_daemon: Start, case: str) -> Outcome:
     return refused(clamd, start_daemon, case, b"421 4.3.2 Not now\r\n")
 
 
-@SECTION.fault("It answers MAIL with 5xx.", heard="550 5.7.1", delivered="nothing", log="accepted", case="MAIL")
-@SECTION.fault("It answers RCPT with 5xx.", heard="550 5.7.1", delivered="nothing", log="accepted", case="RCPT")
+@SECTION.fault("It answers MAIL with 5xx.", heard="550 5.7.1", delivered="nothing", log="", case="MAIL")
+@SECTION.fault("It answers RCPT with 5xx.", heard="550 5.7.1", delivered="nothing", log="", case="RCPT")
 @SECTION.fault("It answers DATA with 5xx.", heard="550 5.7.1", delivered="nothing", log="status=CLEAN", case="DATA")
 @SECTION.fault(
     "It answers the final dot with 5xx.", heard="550 5.7.1", delivered="nothing", log="status=CLEAN", case=TEXT

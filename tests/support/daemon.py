@@ -111,6 +111,11 @@ class Daemon:
         """Return the names of the files in its TempDirectory."""
         return sorted(os.listdir(self.temp_directory))
 
+    def workers(self) -> list[int]:
+        """Return the processes that it has started."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(word) for word in children.read_text(encoding="ascii").split()]
+
     def descriptors(self) -> int:
         """Return how many descriptors it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from clamsmtpd.values import TcpAddress
-from tests.support.process import Program, free_port
+from tests.support.process import Program, free_port, wait_until
 
 __all__ = ["MortalHop"]
 
@@ -28,7 +28,7 @@ class MortalHop:
 
     That is before it says anything ("greeting"), before its reply to a command (its verb), in the midst of a message
     ("text"), after the final dot with nothing stored ("final dot"), with the message stored but nothing said
-    ("stored"), and when its 250 is said ("answered"). Without a moment it lives on.
+    ("stored"), and when its 250 is said ("answered"). That happens once. Without a moment it lives on.
     """
 
     def __init__(self, moment: str = "", number: signal.Signals = signal.SIGKILL) -> None:
@@ -44,9 +44,14 @@ class MortalHop:
         # Not by a connection: it could be its last.
         self._program.wait_until(lambda: "listening" in self._program.text(), "the next hop to listen")
 
-    @property
-    def pid(self) -> int:
-        return self._program.pid
+    def wait_until_asleep(self) -> None:
+        """Return once it has stopped itself."""
+        state = Path(f"/proc/{self._program.pid}/stat")
+        wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "the next hop to be stopped")
+
+    def wake(self) -> None:
+        """Let it go on."""
+        self._program.send(signal.SIGCONT)
 
     @property
     def messages(self) -> list[bytes]:
@@ -86,9 +91,10 @@ class _Server:
 
     def _reach(self, moment: str) -> None:
         if moment == self._moment:
+            self._moment = ""
             os.kill(os.getpid(), self._number)
-            # The signal stops this thread a little later.
-            time.sleep(60)
+            # The signal may come to this thread a little later.
+            time.sleep(0.5)
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
