@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from clamsmtpd.addresses import AddressError, parse_address
+from clamsmtpd.settingsfile import read_settings_file
 from clamsmtpd.templates import check_header
 from clamsmtpd.values import (
     Action,
@@ -339,7 +340,8 @@ SETTINGS: tuple[Setting, ...] = (
         "A header field to add to scanned messages; with no value, none is added. %i stands for the client's address, "
         "%l for the local address, %d for the date and %% for a percent sign; \\r, \\n and \\t are understood, and a "
         "field may be folded with them. A field that begins with Received: goes on top of the message, any other to "
-        "the end of its header section.",
+        "the end of its header section. A field of its name that came with the message is renamed (see FORGED HEADER "
+        "FIELDS in clamsmtpd(8)).",
     ),
     Setting(
         "KeepAlives",
@@ -554,7 +556,7 @@ def load(path: str, overrides: Sequence[tuple[str, str, str]] = (), *, required:
         warnings.append(f"{path}: is missing; only the flags count")
         lines: list[_Line] = []
     else:
-        lines = _read(path)
+        lines = _read(path, warnings)
     lines += [_Line(flag, name, value) for flag, name, value in overrides]
     values = _collect(lines, len(overrides), warnings)
     for setting in SETTINGS:
@@ -619,12 +621,15 @@ def _check_together(settings: Settings, path: str, where: dict[str, str]) -> Non
         )
 
 
-def _read(path: str) -> list[_Line]:
+def _read(path: str, warnings: list[str]) -> list[_Line]:
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-            text = file.read()
+        text, warning = read_settings_file(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; name the settings file with -f") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; name the settings file with -f") from None
+    if warning is not None:
+        warnings.append(warning)
     lines = []
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.strip(" \t\r\f\v")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import sys
 from collections.abc import Sequence
 
 from clamsmtpd import __version__, log, worker
 from clamsmtpd.commons import Commons
 from clamsmtpd.config import Settings
+from clamsmtpd.descriptors import shed
 from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.metrics import SERVING, SESSIONS
 from clamsmtpd.pidfile import PidFile
-from clamsmtpd.privileges import become, find_user, raise_descriptor_limit
+from clamsmtpd.privileges import become, drop_capabilities, find_user, forbid_core_dumps, raise_descriptor_limit
 from clamsmtpd.supervisor import Supervisor, Tie, automatic_workers
+from clamsmtpd.tempdirectory import check_temp_directory
 from clamsmtpd.tls import Certificate, client_context
 from clamsmtpd.values import Listen, StartError, UnixAddress
 
@@ -38,9 +39,10 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
     ``foreground_level`` is that of ``-d``, None to leave the terminal. ``warnings`` are told to
     whoever starts it. The process that started a daemon in the background returns as soon as that is serving.
     """
+    # Before the first socket is opened.
+    shed()
     log.configure(_LEVEL_AT_START if foreground_level is None else foreground_level)
-    for warning in warnings:
-        _log.warning("%s", warning)
+    _warn(*warnings)
     pid_file: PidFile | None = None
     listeners: list[Listener] = []
     try:
@@ -54,11 +56,13 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
         if settings.pid_file:
             pid_file = PidFile(settings.pid_file)
         _warn(raise_descriptor_limit(settings.max_connections))
+        forbid_core_dumps()
         if user is not None and os.geteuid() == 0:
             become(user)
+        drop_capabilities()
         if os.geteuid() == 0:
             _log.warning("running as root is not needed; give a user with the setting User")
-        _check_temp_directory(settings.temp_directory)
+        _warn(*check_temp_directory(settings.temp_directory))
         if certificate is not None:
             _warn(certificate.renewable())
         status = _serve(settings, listeners, certificate, pid_file, ready)
@@ -222,18 +226,7 @@ def _leave_terminal() -> None:
     os.close(null)
 
 
-def _check_temp_directory(path: str) -> None:
-    """Find out now, as the user we are, what would otherwise fail every message. Raises StartError."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise StartError(f"TempDirectory: {path}: {error.strerror}; give a directory that exists") from None
-    if not stat.S_ISDIR(mode) or not os.access(path, os.W_OK | os.X_OK):
-        raise StartError(f"TempDirectory: cannot write to {path}; give a directory that the daemon's user owns")
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        _log.warning("TempDirectory: others may write to %s and have no sticky bit in their way", path)
-
-
-def _warn(warning: str | None) -> None:
-    if warning is not None:
-        _log.warning("%s", warning)
+def _warn(*warnings: str | None) -> None:
+    for warning in warnings:
+        if warning is not None:
+            _log.warning("%s", warning)

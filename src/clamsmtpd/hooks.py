@@ -27,15 +27,29 @@ AT_ONCE = 16
 #: Octets of a hook's output that one log line shows.
 _LINE_MAX = 1000
 
+#: Octets of the environments of hooks that wait. Where infected messages come faster than their hooks run, and for
+#: hours, either some have none or no memory is left for any message.
+WAITING_MAX = 16 * 1024 * 1024
+
+#: What a hook that waits costs beside the octets of its environment.
+_WAITING_COST = 1000
+
 #: Octets of RECIPIENTS. The kernel takes no string of more than 128 KiB (MAX_ARG_STRLEN, execve(2)): a virus sent
 #: to a thousand recipients must not be the one without a hook.
 _RECIPIENTS_MAX = 100_000
 
+#: Octets of any other value, for the same reason. No path has more (PATH_MAX), and no command line that we take.
+_VALUE_MAX = 8192
+
+#: Descriptors that it takes for a moment to start a process: our pipe, three for the process, two pipes of the loop's.
+_DESCRIPTORS = 9
+
 #: Seconds that a hook's output is still read once the shell has ended: it may have left a process behind.
 _OUTPUT_LIMIT = 1.0
 
-# C0, DEL, and C1 as UTF-8 writes it.
-_CONTROLS = re.compile(rb"[\x00-\x1f\x7f]|\xc2[\x80-\x9f]")
+# C0, DEL, C1 as UTF-8 writes it and as single octets, which is what Latin-1 has, and what only has to do with the
+# direction of writing: it would show a script's user another name than there is.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 
 
 def environment(
@@ -50,7 +64,8 @@ def environment(
     """Return the environment of the hook for one infected message (clamsmtpd(8)).
 
     A variable without a value is absent. The values come from strangers: control characters become
-    ``?``, and the only line ends are those between recipients. Recipients beyond 100,000 octets are left out.
+    ``?``, and the only line ends are those between recipients. Recipients beyond 100,000 octets are left out, and
+    other values cut at 8,192: the kernel would not run it.
     """
     values: dict[str, bytes | None] = {
         "CLIENT": client.encode(),
@@ -62,7 +77,7 @@ def environment(
         "TMPDIR": _encode(temp_directory),
         "VIRUS": virus.encode(),
     }
-    result = {name: _CONTROLS.sub(b"?", value) for name, value in values.items() if value}
+    result = {name: _plain(value) for name, value in values.items() if value}
     if envelope.recipients:
         result["RECIPIENTS"] = _lines(envelope.recipients)
     result["PATH"] = PATH
@@ -73,11 +88,17 @@ def _lines(recipients: tuple[bytes, ...]) -> bytes:
     size = 0
     lines: list[bytes] = []
     for recipient in recipients:
-        size += len(recipient) + 1
+        size += min(len(recipient), _VALUE_MAX) + 1
         if size > _RECIPIENTS_MAX:
             break
-        lines.append(_CONTROLS.sub(b"?", recipient))
+        lines.append(_plain(recipient))
     return b"\n".join(lines)
+
+
+def _plain(value: bytes) -> bytes:
+    """Take from a value what plays with a terminal, a log or a script; what is not UTF-8 stays as it is otherwise."""
+    text = value[:_VALUE_MAX].decode("utf-8", "surrogateescape")
+    return _CONTROLS.sub("?", text).encode("utf-8", "surrogateescape")
 
 
 def _encode(text: str | None) -> bytes | None:
@@ -89,14 +110,20 @@ class HookRunner:
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[str, Mapping[str, bytes], str]] = deque()
+        self._waiting_octets = 0
         self._running: set[asyncio.Task[None]] = set()
 
     def start(self, command: str, variables: Mapping[str, bytes], tag: str) -> None:
         """Run ``command`` by ``/bin/sh -c`` with ``variables`` and nothing else in its environment.
 
-        Returns at once. ``tag`` stands in front of each log line about it.
+        Returns at once. ``tag`` stands in front of each log line about it. With ``WAITING_MAX`` octets of others
+        that wait, it is not run but logged as an error.
         """
+        if self._waiting_octets >= WAITING_MAX:
+            _log.error("%s: the hook is not run: %d others wait", tag, len(self._waiting))
+            return
         self._waiting.append((command, variables, tag))
+        self._waiting_octets += _cost(variables)
         self._run_next()
 
     async def drain(self, limit: float) -> None:
@@ -111,13 +138,16 @@ class HookRunner:
         if self._running:
             _log.warning("%d hooks had not ended, %d had not started", len(self._running), len(self._waiting))
         self._waiting.clear()
+        self._waiting_octets = 0
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _run_next(self) -> None:
         while self._waiting and len(self._running) < AT_ONCE:
-            task = asyncio.get_running_loop().create_task(_run(*self._waiting.popleft()))
+            command, variables, tag = self._waiting.popleft()
+            self._waiting_octets -= _cost(variables)
+            task = asyncio.get_running_loop().create_task(_run(command, variables, tag))
             self._running.add(task)
             task.add_done_callback(self._on_done)
 
@@ -127,8 +157,13 @@ class HookRunner:
             self._run_next()
 
 
+def _cost(variables: Mapping[str, bytes]) -> int:
+    return _WAITING_COST + sum(map(len, variables.values()))
+
+
 async def _run(command: str, variables: Mapping[str, bytes], tag: str) -> None:
     try:
+        _check_room()
         # The pipe is ours, not the event loop's: that one would wait for, and keep open, what a process
         # left behind still holds. Output that no log line will show is not read at all.
         receive, send = os.pipe() if _log.isEnabledFor(logging.DEBUG) else (None, None)
@@ -166,6 +201,16 @@ async def _run(command: str, variables: Mapping[str, bytes], tag: str) -> None:
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reading
+
+
+def _check_room() -> None:
+    """Raise OSError if there are too few descriptors left to start a process.
+
+    uvloop leaves those open that it has made for one by then, and each further hook would leave more.
+    """
+    with contextlib.ExitStack() as probes:
+        for _ in range(_DESCRIPTORS):
+            probes.callback(os.close, os.dup(0))
 
 
 async def _log_output(descriptor: int, tag: str) -> None:

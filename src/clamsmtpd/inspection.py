@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from clamsmtpd import hooks, policy
+from clamsmtpd import hooks
 from clamsmtpd.clamd.client import EarlyScan
 from clamsmtpd.config import Settings
-from clamsmtpd.headers import HeaderTemplate
+from clamsmtpd.headers import UNTRUSTED, ForgedFields, HeaderTemplate, OwnFields
 from clamsmtpd.hooks import HookRunner
-from clamsmtpd.log import escape, message_line
-from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, TURNED_AWAY, UNSCANNED, Metrics
+from clamsmtpd.log import describe, escape, message_line
+from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, PASSED, TURNED_AWAY, UNSCANNED, Metrics
+from clamsmtpd.policy import Policy
 from clamsmtpd.scans import Scans
 from clamsmtpd.spool import Spool
-from clamsmtpd.values import Clean, Decision, Defer, Deliver, Envelope, Infected, Oversize, Unjudged, Unscanned, Verdict
+from clamsmtpd.values import (
+    Bounce,
+    Clean,
+    Decision,
+    Defer,
+    Deliver,
+    Envelope,
+    Ground,
+    Infected,
+    Oversize,
+    Unjudged,
+    Unscanned,
+    Verdict,
+)
 
-__all__ = ["Inspector", "Route"]
+__all__ = ["FORGED_MAX", "Inspector", "Route"]
+
+#: Header fields of one message that pretend to be ours and are renamed. No chain of filters is as long, and each of
+#: them costs some memory.
+FORGED_MAX = 100
 
 _log = logging.getLogger("clamsmtpd")
 
@@ -57,7 +77,7 @@ class Inspector:
     ``clock`` gives an aware local time. Messages are counted in ``row``, one of :class:`Metrics`.
     """
 
-    __slots__ = ("_clock", "_hooks", "_row", "_scans", "_settings", "_template")
+    __slots__ = ("_clock", "_hooks", "_own", "_policy", "_row", "_scans", "_settings", "_template")
 
     def __init__(
         self,
@@ -70,7 +90,14 @@ class Inspector:
         self._settings = settings
         self._scans = scans
         self._hooks = hook_runner
+        self._policy = Policy(
+            action=settings.action,
+            actions_for=settings.actions_for,
+            oversize=settings.oversize,
+            scan_failure=settings.scan_failure,
+        )
         self._template = HeaderTemplate(settings.header)
+        self._own = OwnFields(settings.header)
         self._clock = clock
         self._row = Metrics().row(0) if row is None else row
 
@@ -88,22 +115,43 @@ class Inspector:
         return self._scans.begin(message)
 
     async def inspect(
-        self, message: Spool, envelope: Envelope, route: Route, *, stuffed: bool, early: EarlyScan | None = None
+        self,
+        message: Spool,
+        envelope: Envelope,
+        route: Route,
+        *,
+        stuffed: bool,
+        header: int,
+        early: EarlyScan | None = None,
     ) -> Decision:
         """Scan a whole message, log its one line, keep and report a virus, and decide.
 
-        Whatever goes wrong on this side ends in :class:`Defer`: the client keeps its message. So does a message that
-        its client has abandoned meanwhile; its verdict is kept for when it comes again, and nothing else is done.
+        ``stuffed`` and ``header`` are those of :class:`smtp.events.Inspect`. Whatever goes wrong on this side ends
+        in :class:`Defer`: the client keeps its message. So does a message that its client has abandoned meanwhile; its
+        verdict is kept for when it comes again, and nothing else is done.
         """
-        verdict = await self._scan(message, early, stuffed=stuffed)
+        verdict: Verdict
+        decision: Decision
+        try:
+            verdict = await self._scan(message, early, stuffed=stuffed)
+            template = self._template
+            field = template.render(client=route.client, local=route.local, clock=self._clock)
+            decision = self._policy.decide(verdict, Deliver(field, on_top=template.on_top))
+        except OSError as error:
+            # No failure of a scanner: what we may have lost some of does not go on, whatever ScanFailure says.
+            verdict = Unscanned(f"spool in {self._settings.temp_directory}: {error}")
+            decision = Defer()
         if message.abandoned:
             _log.info("%s: the verdict came after the client had left: %s", route.tag, _say(verdict))
             return Defer()
-        self._count(verdict, message)
+        unjudged = isinstance(verdict, Unscanned | Oversize)
+        passed = unjudged and isinstance(decision, Deliver)
+        self._count(verdict, message, passed=passed)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("%s: %s", route.tag, message_line(envelope, verdict))
+            _log.info("%s: %s", route.tag, message_line(envelope, verdict, passed=passed))
         if isinstance(verdict, Unscanned | Oversize):
-            _log.warning("%s: no verdict: %s", route.tag, escape(verdict.reason))
+            what = "no verdict, delivered unscanned" if passed else "no verdict"
+            _log.warning("%s: %s: %s", route.tag, what, escape(verdict.reason))
         elif isinstance(verdict, Infected):
             try:
                 self._report(verdict.name, message, envelope, route)
@@ -111,11 +159,38 @@ class Inspector:
                 # It was to be kept. Had we dropped it, it would exist nowhere any more.
                 _log.error("%s: cannot quarantine in %s: %s", route.tag, self._settings.temp_directory, error)
                 return Defer()
-        template = self._template
-        field = template.render(client=route.client, local=route.local, clock=self._clock)
-        return policy.decide(verdict, self._settings.action, Deliver(field, on_top=template.on_top))
+        if header and isinstance(decision, Deliver):
+            return await self._rename_forged(decision, message, header, route)
+        return decision
 
-    def _count(self, verdict: Verdict, message: Spool) -> None:
+    async def _rename_forged(self, delivery: Deliver, message: Spool, header: int, route: Route) -> Decision:
+        """Have the header fields renamed that pretend to be ours; ``header`` is where they may be."""
+        forged = ForgedFields(self._own)
+        at = 0
+        try:
+            while True:
+                piece = message.read(at, header - at)
+                if not piece:
+                    raise OSError(errno.EIO, "the spool file ended early")
+                forged.feed(piece)
+                at += len(piece)
+                if at >= header or len(forged.offsets) > FORGED_MAX:
+                    break
+                # A header section may be as long as a message: others get their turn.
+                await asyncio.sleep(0)
+        except OSError as error:
+            _log.error("%s: cannot read the spool: %s", route.tag, describe(error))
+            return Defer()
+        offsets = forged.offsets
+        if not offsets:
+            return delivery
+        if len(offsets) > FORGED_MAX:
+            _log.warning("%s: message refused: more than %d fields pretend to be ours", route.tag, FORGED_MAX)
+            return Bounce(Ground.FORGERY)
+        _log.debug("%s: renamed %d fields that pretend to be ours", route.tag, len(offsets))
+        return Deliver(delivery.field, delivery.on_top, tuple((offset, UNTRUSTED) for offset in offsets))
+
+    def _count(self, verdict: Verdict, message: Spool, *, passed: bool) -> None:
         match verdict:
             case Clean():
                 self._row[CLEAN] += 1
@@ -125,14 +200,14 @@ class Inspector:
                 self._row[UNSCANNED] += 1
             case Oversize():
                 self._row[OVERSIZE] += 1
+        if passed:
+            self._row[PASSED] += 1
         self._row[OCTETS] += message.size
 
     async def _scan(self, message: Spool, early: EarlyScan | None, *, stuffed: bool) -> Verdict:
-        try:
-            message.seal(stuffed=stuffed)
-            return await self._scans.scan(message, early)
-        except OSError as error:
-            return Unscanned(f"spool in {self._settings.temp_directory}: {error}")
+        """Return the verdict. Raises OSError for a fault of our own storage."""
+        message.seal(stuffed=stuffed)
+        return await self._scans.scan(message, early)
 
     def _report(self, virus: str, message: Spool, envelope: Envelope, route: Route) -> None:
         """Keep the infected message and run the hook, where the settings say so. Raises OSError."""

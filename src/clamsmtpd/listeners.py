@@ -109,16 +109,16 @@ def _listen_unix(path: str, place: Listen) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
-        # The MTA that connects runs as another user; who may do so is for the directory's rights to say.
-        mask = os.umask(0o111)
+        # The MTA that connects runs as another user; who may do so is for the directory's rights to say. The socket
+        # has its mode before its name, and bind(2) takes the umask away: chmod(2) afterwards would follow a link that
+        # whoever may write to the directory had put in its place.
+        os.fchmod(sock.fileno(), 0o666 if place.mode is None else place.mode)
+        mask = os.umask(0)
         try:
             sock.bind(path)
         finally:
             os.umask(mask)
         try:
-            # The mode first: once the socket is another's, the right to give it away is not enough to change that.
-            if place.mode is not None:
-                os.chmod(path, place.mode)
             if (user, group) != (_AS_IT_IS, _AS_IT_IS):
                 # Whoever may write to the directory could have put a link to a file of root in its place.
                 os.chown(path, user, group, follow_symlinks=False)

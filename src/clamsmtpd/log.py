@@ -10,9 +10,10 @@ import socket
 import sys
 import time
 
-from clamsmtpd.values import Clean, Envelope, Infected, Verdict
+from clamsmtpd.throttle import Throttle
+from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Verdict
 
-__all__ = ["configure", "describe", "escape", "escape_field", "message_line"]
+__all__ = ["configure", "describe", "escape", "escape_field", "finish", "message_line"]
 
 #: Levels of -d: 0 shows only why the program ends, 4 the whole dialogue (clamsmtpd(8)).
 _LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
@@ -58,13 +59,19 @@ def describe(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def message_line(envelope: Envelope, verdict: Verdict) -> str:
-    """Return the one line about a message, as programs that read the log of 1.x expect it."""
+def message_line(envelope: Envelope, verdict: Verdict, *, passed: bool = False) -> str:
+    """Return the one line about a message, as programs that read the log of 1.x expect it.
+
+    ``passed``: it is delivered without a verdict. That stands in front of the status, which is the last field
+    for every program that reads these lines.
+    """
     match verdict:
         case Clean():
             status = "CLEAN"
         case Infected(name):
             status = f"VIRUS:{_cut(escape_field(name))}"
+        case Oversize():
+            status = "OVERSIZE"
         case _:
             status = "CLAMAV-ERROR"
     shown = [f"from={_cut(escape_field(envelope.sender)) or '<>'}"]
@@ -76,6 +83,8 @@ def message_line(envelope: Envelope, verdict: Verdict) -> str:
             shown.append(f"to=(and {len(envelope.recipients) - number} more)")
             break
         shown.append(field)
+    if passed:
+        shown.append("passed=UNSCANNED")
     return ", ".join([*shown, f"status={status}"])
 
 
@@ -161,16 +170,25 @@ class SyslogHandler(logging.Handler):
 
 
 class _OneLine(logging.Formatter):
-    """A record as one line; a traceback, which only the debug level has, as lines of its own."""
+    """A record as one line; a traceback, which only the debug level has, as lines of its own.
+
+    Whoever logs what a stranger said escapes it. Should that be forgotten once, or an error's own text hold it, nothing
+    of it plays with a terminal all the same, or reads from right to left.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return text if record.exc_info else text.replace("\n", " ")
+        if text.isprintable():
+            return text
+        lines = "".join(char if char.isprintable() or char == "\n" else escape(char) for char in text)
+        return lines if record.exc_info else lines.replace("\n", " ")
 
 
 def configure(level: int | None) -> None:
     """Send the log to standard error, from ``level`` 0 (least) to 4; to syslog, facility mail, for None."""
     logger = logging.getLogger("clamsmtpd")
+    finish()
+    logger.filters.clear()
     for old in list(logger.handlers):
         logger.removeHandler(old)
         old.close()
@@ -190,4 +208,14 @@ def configure(level: int | None) -> None:
         handler.setFormatter(_OneLine("clamsmtpd: %(message)s"))
         logger.setLevel(_LEVELS[level])
     logger.addHandler(handler)
+    if logger.level > logging.DEBUG:
+        # Whoever asks for the debug log wants all of it.
+        logger.addFilter(Throttle())
     logger.propagate = False
+
+
+def finish() -> None:
+    """Say what was left out, before the log ends."""
+    for bound in logging.getLogger("clamsmtpd").filters:
+        if isinstance(bound, Throttle):
+            bound.tell()

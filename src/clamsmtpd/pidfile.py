@@ -35,6 +35,8 @@ class PidFile:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise StartError(f"PidFile: {self._path} is no plain file with one name; remove it")
+        if not self._is_trusted(status):
+            raise StartError(f"PidFile: {self._path} belongs to user {status.st_uid}; remove it")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -49,6 +51,16 @@ class PidFile:
             os.write(self._fd, b"%d\n" % os.getpid())
         except OSError as error:
             raise StartError(f"PidFile: cannot write {self._path}: {error.strerror}") from None
+
+    def _is_trusted(self, status: os.stat_result) -> bool:
+        """Whether nobody has made the file who could name another process in it, for root to kill.
+
+        The owner of the directory can do so in any case. A daemon that became that user may have left it.
+        """
+        if status.st_uid in (0, os.geteuid()):
+            return True
+        directory = os.stat(os.path.dirname(self._path) or ".")
+        return directory.st_uid == status.st_uid
 
     def remove(self) -> None:
         """Remove the file if it is still ours; empty it where its directory does not let us remove it."""

@@ -1,20 +1,29 @@
-"""Becoming an ordinary user for good, and the limit of open files."""
+"""Becoming an ordinary user for good, and limits: what the processes that serve may do and have."""
 
 from __future__ import annotations
 
 import os
 import pwd
+import re
 import resource
+import struct
 
 from clamsmtpd.values import StartError
 
-__all__ = ["become", "find_user", "raise_descriptor_limit"]
+__all__ = ["become", "drop_capabilities", "find_user", "forbid_core_dumps", "raise_descriptor_limit"]
 
 #: Descriptors of a session: client, next hop, spool, clamd.
 PER_SESSION = 4
 
 #: Descriptors for everything else: listeners, log, pid file, event loop, hooks.
 RESERVE = 128
+
+# linux/capability.h: the head and the data of capset(2), of which the latter says "none".
+_CAPABILITY_VERSION_3 = 0x20080522
+_NO_CAPABILITIES = bytes(24)
+
+# The bounding set, CapBnd, is no right but a limit to those that a program with rights of its own may get.
+_CAPABILITIES = re.compile(rb"^Cap(?:Inh|Prm|Eff|Amb):\s*([0-9a-f]+)$", re.MULTILINE)
 
 
 def find_user(name: str) -> pwd.struct_passwd:
@@ -59,6 +68,51 @@ def _check_no_way_back(user: pwd.struct_passwd) -> None:
     allowed = set(os.getgrouplist(user.pw_name, user.pw_gid))
     if back or ids_left or not set(os.getgroups()) <= allowed:
         raise StartError(f"User: became {user.pw_name}, but rights of root are left")
+
+
+def drop_capabilities() -> None:
+    """Give up the rights that a service manager has lent to a user who is not root.
+
+    Such is the right to bind a port below 1024 (AmbientCapabilities in systemd.exec(5)): it was for the listeners,
+    and hooks would inherit it. Root's own are given up with root. Raises StartError when one is left.
+
+    Not set is no_new_privs (prctl(2)), which would be for ever and for every hook: one that calls sudo or sendmail
+    works, as it always has. A unit whose hooks do not need that says NoNewPrivileges=yes.
+    """
+    if os.geteuid() == 0 or _capabilities() == 0:
+        return
+    # Hardly anybody has any; the others need not have this in their memory.
+    import ctypes  # noqa: PLC0415
+
+    # The inherited ones are a part of the permitted ones, and the ambient ones of both: all of them go.
+    ctypes.CDLL(None).capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), _NO_CAPABILITIES)
+    if _capabilities():
+        raise StartError("rights of root are left that cannot be given up; start the daemon without them")
+
+
+def _capabilities() -> int:
+    """Return the capabilities that this process has or can have again (capabilities(7)), as bits."""
+    found = 0
+    try:
+        # As octets: a codec that was not used before may lie where this user cannot read.
+        with open("/proc/self/status", "rb") as file:
+            for digits in _CAPABILITIES.findall(file.read()):
+                found |= int(digits, 16)
+    except OSError:
+        # Nobody can tell here; no service manager runs without /proc.
+        return 0
+    return found
+
+
+def forbid_core_dumps() -> None:
+    """Leave no memory with mail in it on the disk, should this process crash.
+
+    The hard limit stays, for whoever looks for the fault of a crash: prlimit(1) raises the soft one again. What the
+    kernel does by itself for a process that was root, to keep others of its user from reading its memory
+    (PR_SET_DUMPABLE, prctl(2)), is not asked for here: strace and gdb of the daemon's user would find nothing any more.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def raise_descriptor_limit(max_connections: int) -> str | None:

@@ -603,7 +603,12 @@ class Session:
         decision: Decision
         try:
             decision = await self._host.inspector.inspect(
-                spool, effect.envelope, self._route, stuffed=effect.stuffed, early=self._early
+                spool,
+                effect.envelope,
+                self._route,
+                stuffed=effect.stuffed,
+                header=effect.header,
+                early=self._early,
             )
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become a delivery
             _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
@@ -618,7 +623,7 @@ class Session:
             return
         if self._debug and effect.before:
             self._trace("SERVER >", effect.before)
-        text = self._spool.parts(effect.offset, effect.field)
+        text = self._spool.parts(effect.insertions)
         self._transmission = Transmission(self._server, chain((effect.before,), text, (effect.after,)))
         self._send_text()
 

@@ -7,10 +7,11 @@ import errno
 import os
 import secrets
 import string
-from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar, TypeVar
 
 from clamsmtpd.smtp.body import Unstuffing, unstuff
+from clamsmtpd.values import Insertion
 
 __all__ = ["MEMORY_MAX", "TOTAL_MEMORY_MAX", "FileRange", "Follower", "Spool"]
 
@@ -28,6 +29,8 @@ _PIECE = 262144
 # A client that sends octet by octet would otherwise have an object of Python for each.
 _CHUNKS_MAX = 512
 
+_OWN_DESCRIPTORS = "/proc/self/fd"
+
 _LETTERS = string.ascii_letters + string.digits
 
 # How many names to try before it is not bad luck any more.
@@ -35,6 +38,8 @@ _NAMES = 100
 
 #: Octets that may belong to a buffer in which others will follow.
 Octets = bytes | bytearray | memoryview
+
+_Made = TypeVar("_Made")
 
 
 class FileRange:
@@ -160,33 +165,33 @@ class Spool:
 
     # ---- for the next hop ---------------------------------------------------------------------
 
-    def wire(self, offset: int, field: bytes) -> Iterator[bytes]:
-        """Yield the text as on the wire, with ``field`` inserted at octet ``offset``. Raises OSError."""
-        for part in self.parts(offset, field):
-            if isinstance(part, bytes):
-                yield part
-            else:
-                yield from part.pieces()
+    def parts(self, insertions: Sequence[Insertion] = ()) -> Iterator[bytes | FileRange]:
+        """Yield the text as on the wire, with ``insertions``, which are in their order. Raises OSError.
 
-    def parts(self, offset: int, field: bytes) -> Iterator[bytes | FileRange]:
-        """Yield the same as :meth:`wire`, for whoever can send from a file: what is in one is not read."""
+        What is in a file, and not between insertions, is not read: let whoever sends it do so from there.
+        """
+        at = 0
         if self._fd < 0:
             text = b"".join(self._chunks)
-            if before := text[:offset]:
-                yield before
-            if field:
-                yield field
-            if behind := text[offset:]:
+            for offset, octets in insertions:
+                if before := text[at:offset]:
+                    yield before
+                if octets:
+                    yield octets
+                at = offset
+            if behind := text[at:]:
                 yield behind
         else:
-            if offset:
-                head = FileRange(self._fd, 0, offset)
-                # Small as it nearly always is, it goes out in one piece with the field.
-                yield next(head.pieces()) if offset <= _PIECE else head
-            if field:
-                yield field
-            if offset < self.size:
-                yield FileRange(self._fd, offset, self.size)
+            for offset, octets in insertions:
+                if at < offset:
+                    head = FileRange(self._fd, at, offset)
+                    # Small as it nearly always is, it goes out in one piece with the insertion.
+                    yield next(head.pieces()) if offset - at <= _PIECE else head
+                if octets:
+                    yield octets
+                at = offset
+            if at < self.size:
+                yield FileRange(self._fd, at, self.size)
 
     # ---- for the scanner: the text without stuffed dots ---------------------------------------
 
@@ -218,13 +223,14 @@ class Spool:
         self._on_growth = on_growth
         return Follower(self)
 
-    def read(self, start: int) -> bytes:
-        """Return some of the text as on the wire from octet ``start`` on. Raises OSError."""
+    def read(self, start: int, limit: int = _PIECE) -> bytes:
+        """Return text as on the wire from octet ``start`` on, 256 KiB or ``limit`` at most. Raises OSError."""
+        limit = min(limit, _PIECE)
         if self._fd >= 0:
-            return os.pread(self._fd, _PIECE, start)
+            return os.pread(self._fd, limit, start)
         if len(self._chunks) > 1:
             self._chunks = [b"".join(self._chunks)]
-        return self._chunks[0][start:] if self._chunks else b""
+        return self._chunks[0][start : start + limit] if self._chunks else b""
 
     def path(self) -> str:
         """Return the name of a file with the text, for a clamd that takes no descriptors. Raises OSError.
@@ -296,29 +302,61 @@ class Spool:
 
     def _write_named(self, prefix: str, mode: int, *, lasting: bool = True) -> str:
         """Write the text to a new file with a random name; the file is whole or not there. Raises OSError."""
-        fd, path = _create_named(self._directory, prefix, mode)
+        # It gets its name at last: not even a kill leaves half a file that looks like a whole one.
+        fd, path = _create_without_name(self._directory) if os.path.isdir(_OWN_DESCRIPTORS) else -1, ""
+        if fd < 0:
+            fd, path = _create_named(self._directory, prefix, mode)
         try:
             # The umask of a daemon takes away more than is wanted for a group.
             os.fchmod(fd, mode)
             _write_all(fd, self.pieces())
             if lasting:
                 os.fsync(fd)
+            if not path:
+                path = _give_name(fd, self._directory, prefix)
+                if lasting:
+                    os.fsync(fd)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            if path:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
             raise
         finally:
             os.close(fd)
         return path
 
 
-def _create_named(directory: str, prefix: str, mode: int) -> tuple[int, str]:
+def _claim(directory: str, prefix: str, make: Callable[[str], _Made]) -> tuple[_Made, str]:
+    """Return what ``make`` returns for a random name that nobody has, and the path."""
     for _ in range(_NAMES):
         path = os.path.join(directory, prefix + "".join(secrets.choice(_LETTERS) for _ in range(6)))
-        # O_EXCL neither overwrites a file nor follows a link that somebody put in the way.
         with contextlib.suppress(FileExistsError):
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), path
+            return make(path), path
     raise FileExistsError(errno.EEXIST, f"no free name {prefix}XXXXXX", directory)
+
+
+def _create_named(directory: str, prefix: str, mode: int) -> tuple[int, str]:
+    # O_EXCL neither overwrites a file nor follows a link that somebody put in the way.
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return _claim(directory, prefix, lambda path: os.open(path, flags, mode))
+
+
+def _give_name(fd: int, directory: str, prefix: str) -> str:
+    """Give a file without a name one (open(2), O_TMPFILE), which overwrites nothing either; return its path."""
+    own = f"{_OWN_DESCRIPTORS}/{fd}"
+    # The path is absolute, so that src_dir_fd says nothing, but has Python call linkat(2), which follows links.
+    return _claim(directory, prefix, lambda path: os.link(own, path, src_dir_fd=fd, follow_symlinks=True))[1]
+
+
+def _create_without_name(directory: str) -> int:
+    """Open a new file that has no name; return -1 where there are no such files."""
+    try:
+        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # What file systems without O_TMPFILE, and kernels before it, say.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            raise
+    return -1
 
 
 def _open_in_memory(name: str, directory: str) -> int:
@@ -331,14 +369,15 @@ def _open_in_memory(name: str, directory: str) -> int:
 
 def _open_unnamed(directory: str) -> int:
     """Open a file that nobody else can open and that is gone with the process."""
-    try:
-        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        # What file systems without O_TMPFILE, and kernels before it, say.
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
-            raise
+    fd = _create_without_name(directory)
+    if fd >= 0:
+        return fd
     fd, path = _create_named(directory, "clamsmtpd.", 0o600)
-    os.unlink(path)
+    try:
+        os.unlink(path)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -22,7 +22,9 @@ __all__ = [
     "Deliver",
     "Drop",
     "Envelope",
+    "Ground",
     "Infected",
+    "Insertion",
     "Listen",
     "NextHop",
     "OutTls",
@@ -216,16 +218,31 @@ class Oversize:
 Verdict = Clean | Infected | Unscanned | Oversize
 
 
+#: Octets to be put into a text, and how many octets of it stand in front of them.
+Insertion = tuple[int, bytes]
+
+
 @record
 class Deliver:
     """Hand the message to the next hop with ``field`` added.
 
     ``field`` is a whole header field with its final CRLF, or empty. It stands on
     top of the message when ``on_top`` is true, else at the end of the header section.
+    ``insertions`` go into the text as on the wire, in their order; none has a line end.
     """
 
     field: bytes = b""
     on_top: bool = False
+    insertions: tuple[Insertion, ...] = ()
+
+
+class Ground(enum.Enum):
+    """Why a message is not delivered, for the client to be told."""
+
+    VIRUS = "the scanner found a virus"
+    FAILURE = "there is no verdict, or something on our side has failed"
+    OVERSIZE = "the scanner does not look at so much"
+    FORGERY = "too many header fields pretend to be ours"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +252,16 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Bounce:
-    """Tell the client 550 and deliver nothing."""
+    """Tell the client 5xx and deliver nothing."""
+
+    ground: Ground = Ground.VIRUS
 
 
 @dataclass(frozen=True, slots=True)
 class Defer:
     """Tell the client 451 and deliver nothing: it is to try again later."""
+
+    ground: Ground = Ground.FAILURE
 
 
 Decision = Deliver | Drop | Bounce | Defer

@@ -10,6 +10,7 @@ from typing import Any
 
 import uvloop
 
+from clamsmtpd import log
 from clamsmtpd.commons import Share
 from clamsmtpd.config import Settings
 from clamsmtpd.listeners import Listener
@@ -44,7 +45,9 @@ def serve(
         return CLEAN_STOP
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
+        status = runner.run(main())
+    log.finish()
+    return status
 
 
 def alone(*, on_serving: Callable[[], None], on_stop: Callable[[], None], report: Callable[[], None]) -> Obey:

@@ -19,6 +19,7 @@ from clamsmtpd.clamd.protocol import Replies
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Address, Clean, Infected, UnixAddress, Unscanned, Verdict
 from tests.support.clamd import EICAR, EICAR_NAME, Clamd
+from tests.support.spooled import wire
 
 pytestmark = pytest.mark.integration
 
@@ -86,7 +87,7 @@ def test_stuffed_dots_hide_nothing(clamd: Clamd, tmp_path: Path, kind: str, padd
     """The test file has no line that starts with a dot; with a CRLF in its middle it would."""
     with message(tmp_path, padding, b"..", b"\r\n", EICAR, b"\r\n", stuffed=True) as spool:
         assert scan(address_of(clamd, kind), spool) == Infected(EICAR_NAME)
-        assert b"".join(spool.wire(0, b"")) == padding + b"..\r\n" + EICAR + b"\r\n"
+        assert b"".join(wire(spool)) == padding + b"..\r\n" + EICAR + b"\r\n"
 
 
 def test_the_log_of_clamd_names_the_connection(clamd: Clamd, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clamsmtpd.spool import Spool
+from tests.support.spooled import wire
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]
 
@@ -53,7 +54,7 @@ def test_the_disk_has_no_room_for_the_unstuffed_text(small_disk: Path) -> None:
         for _ in range(2):
             with pytest.raises(OSError, match="No space left on device"):
                 spool.descriptor()
-        assert b"".join(spool.wire(0, b"")) == text
+        assert b"".join(wire(spool)) == text
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -122,6 +123,18 @@ class Dovecot:
     def wait_for_messages(self, number: int, *, seconds: float = 30) -> list[bytes]:
         """Return what was delivered once there are as many messages as ``number``."""
         return self._mailbox.wait_for_messages(number, self._program, seconds=seconds)
+
+    def field(self, name: str) -> list[str]:
+        """Return what it sees as the value of a header field, for each message that was delivered."""
+        command = ["doveadm", "-c", "/etc/dovecot.conf", "fetch", "-u", "any@example.test", f"hdr.{name}", "all"]
+        done = subprocess.run(
+            ["nsenter", "--target", str(self._program.pid), "--mount", "--root", *command],
+            capture_output=True,
+            check=True,
+            timeout=30,
+        )
+        values = done.stdout.decode().lower().split(f"hdr.{name}:".lower())[1:]
+        return [value.strip("\n\f ") for value in values]
 
     def log(self) -> str:
         """Return what it has logged."""

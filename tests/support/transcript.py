@@ -35,7 +35,7 @@ from clamsmtpd.smtp.events import (
 )
 from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.smtp.relay import Relay, Terms
-from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop
+from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Ground
 
 __all__ = ["GREETING", "MESSAGE", "play"]
 
@@ -74,8 +74,14 @@ _DECISIONS: dict[str, Decision] = {
     "deliver-on-top": Deliver(b"Received: here\r\n", on_top=True),
     "deliver-plain": Deliver(),
     "drop": Drop(),
+    "deliver-renamed": Deliver(b"X-Scanned: yes\r\n", insertions=((0, b"X-Old-"), (8, b"X-Old-"))),
+    "deliver-on-top-renamed": Deliver(b"Received: here\r\n", on_top=True, insertions=((0, b"X-Old-"),)),
+    "deliver-plain-renamed": Deliver(insertions=((0, b"X-Old-"), (8, b"X-Old-"))),
     "bounce": Bounce(),
+    "bounce-oversize": Bounce(Ground.OVERSIZE),
+    "bounce-forgery": Bounce(Ground.FORGERY),
     "defer": Defer(),
+    "defer-oversize": Defer(Ground.OVERSIZE),
 }
 
 
@@ -140,14 +146,15 @@ def _show(effects: Iterable[Effect]) -> list[str]:
                 lines.append(f"** store {_text(text)}")
             case Discard():
                 lines.append("** discard")
-            case Inspect(envelope, stuffed):
+            case Inspect(envelope, stuffed, _):
                 names = [_text(envelope.sender) or "<>", *map(_text, envelope.recipients)]
                 names += [f"remote={_text(envelope.remote)}"] if envelope.remote else []
                 names += [f"helo={_text(envelope.remote_helo)}"] if envelope.remote_helo else []
                 lines.append(" ".join(["** inspect", *names, *(["stuffed"] if stuffed else [])]))
-            case Transmit(offset, added, before, after):
+            case Transmit(insertions, before, after):
                 lines += [f"-> {_text(part)}" for part in before.split(b"\r\n")[:-1]]
-                lines.append(f"** transmit {offset} {_text(added)}".rstrip())
+                shown = " ".join(f"{offset} {_text(added)}".rstrip() for offset, added in insertions)
+                lines.append(f"** transmit {shown}")
                 assert after == (b"" if before else b".\r\n")
             case SecureClient():
                 lines.append("** secure client")

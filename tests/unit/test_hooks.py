@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -75,6 +76,45 @@ def test_control_characters_are_replaced() -> None:
     assert told["REMOTE_HELO"] == b"mail\xc3\xa9"
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (b"\x9b1m", b"?1m"),
+        (b"\xe1\xc2\x9bx", b"\xe1?x"),
+        ("\u202egnp.exe\u2069".encode(), b"?gnp.exe?"),
+        ("a\u2028b\u2029c".encode(), b"a?b?c"),
+        (b"\xff\xfe\xa0 latin \xe9", b"\xff\xfe\xa0 latin \xe9"),
+        ("\u4f60\u597d \u2019\u2026".encode(), "\u4f60\u597d \u2019\u2026".encode()),
+        (b"-rf", b"-rf"),
+        (b"() { :;}; id", b"() { :;}; id"),
+        (b"$(id)`id`;|&\"'\\", b"$(id)`id`;|&\"'\\"),
+    ],
+)
+def test_octets_that_are_no_text_and_text_that_is_no_letter(value: bytes, told: bytes) -> None:
+    variables_told = variables(Envelope(value, (value,), value, value))
+    for name in ("SENDER", "RECIPIENTS", "REMOTE", "REMOTE_HELO"):
+        assert variables_told[name] == told
+    # What a stranger says is never the name of a variable: BASH_FUNC_x%% cannot come.
+    assert set(variables_told) <= {
+        *("CLIENT", "EMAIL", "PATH", "RECIPIENTS", "REMOTE", "REMOTE_HELO", "SENDER", "SERVER", "TMPDIR", "VIRUS")
+    }
+
+
+def test_no_value_is_longer_than_the_kernel_takes() -> None:
+    huge = b"x" * 300_000
+    told = environment(
+        Envelope(huge, (huge, b"c@d"), huge, huge),
+        client="192.0.2.1",
+        server=None,
+        temp_directory="/tmp",
+        quarantine_file=None,
+        virus="V" * 300_000,
+    )
+    for name in ("SENDER", "REMOTE", "REMOTE_HELO", "VIRUS"):
+        assert len(told[name]) == 8192
+    assert told["RECIPIENTS"] == b"x" * 8192 + b"\nc@d"
+
+
 octets = st.binary(max_size=40)
 
 
@@ -94,6 +134,11 @@ def test_recipients_that_the_kernel_would_not_take_are_left_out_whole() -> None:
 
 
 # Hooks that run
+
+
+def _children() -> set[str]:
+    """Return the processes of ours that nobody has waited for; other tests have some that run."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
 @pytest.fixture(params=LOOPS)
@@ -116,10 +161,10 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Ite
             await asyncio.sleep(0)
             assert len(os.listdir("/proc/self/fd")) == before
 
+        children = _children()
         with asyncio.Runner(loop_factory=LOOPS[request.param]) as loop:
             loop.run(main())
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
+        assert _children() == children
 
     yield run
     logger.propagate = propagate
@@ -147,6 +192,53 @@ def test_a_message_to_thousands_has_its_hook_too(run: Run, caplog: pytest.LogCap
 
     run(story)
     assert caplog.messages == ["10000F: hook: Eicar-Test-Signature", "10000F: hook ended with status 0"]
+
+
+def test_a_sender_of_a_hundred_thousand_octets_has_its_hook_too(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def story(runner: HookRunner) -> None:
+        told = variables(Envelope(b"\xff" * 100_000, (b"y" * 300_000,), b"z" * 300_000, b"\x9b" * 300_000))
+        runner.start('echo "$VIRUS" ${#RECIPIENTS}', told, "10000F")
+        await runner.drain(5)
+
+    run(story)
+    assert caplog.messages == ["10000F: hook: Eicar-Test-Signature 8192", "10000F: hook ended with status 0"]
+
+
+def test_nothing_of_a_value_is_a_command(run: Run, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    async def story(runner: HookRunner) -> None:
+        for value in (b"() { :;}; echo pwned", b"$(echo pwned)", b"`echo pwned`", b"';echo pwned;'", b"-e pwned"):
+            told = variables(Envelope(value, (value,), value, value))
+            runner.start('printf "%s|" "$SENDER" "$RECIPIENTS" "$REMOTE" "$REMOTE_HELO"', told, "T")
+            await runner.drain(5)
+
+    run(story)
+    shown = [message for message in caplog.messages if "hook: " in message]
+    assert shown[0] == "T: hook: " + "() { :;}; echo pwned|" * 4
+    assert shown[1:] == [
+        f"T: hook: {value * 4}" for value in ("$(echo pwned)|", "`echo pwned`|", "';echo pwned;'|", "-e pwned|")
+    ]
+
+
+def test_those_that_wait_are_bounded_and_the_memory_is_given_back(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hooks, "WAITING_MAX", 200_000)
+
+    async def story(runner: HookRunner) -> None:
+        caplog.set_level(logging.INFO, "clamsmtpd")
+        for _ in range(hooks.AT_ONCE):
+            runner.start("sleep 0.3", {}, "T")
+        told = variables(Envelope(b"a@b", (b"x" * 250,) * 200))
+        for number in range(20):
+            runner.start(f"echo {number} >> {tmp_path}/ran", told, f"T{number}")
+        await runner.drain(10)
+        assert runner._waiting_octets == 0
+        runner.start(f"echo last >> {tmp_path}/ran", told, "T")
+        await runner.drain(10)
+
+    run(story)
+    assert sorted((tmp_path / "ran").read_text().split()) == ["0", "1", "2", "3", "last"]
+    assert caplog.messages == [f"T{number}: the hook is not run: 4 others wait" for number in range(4, 20)]
 
 
 def test_output_and_status_are_logged(run: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -243,6 +335,35 @@ def test_one_that_cannot_be_started_is_one_line(run: Run, caplog: pytest.LogCapt
         ("ERROR", "10000F: cannot run the hook: Argument list too long"),
         ("ERROR", "100010: cannot run the hook: Argument list too long"),
     ]
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+@pytest.mark.parametrize("spare", range(16))
+def test_one_for_which_there_are_no_descriptors_leaves_none_open(
+    run: Run, caplog: pytest.LogCaptureFixture, level: int, spare: int
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def story(runner: HookRunner) -> None:
+        caplog.set_level(level, "clamsmtpd")
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, before[1]))
+        try:
+            for _ in range(5):
+                runner.start("exit", {}, "10000F")
+                await runner.drain(5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        caplog.set_level(logging.DEBUG, "clamsmtpd")
+        runner.start("echo again", {"PATH": hooks.PATH}, "T")
+        await runner.drain(5)
+
+    run(story)
+    assert caplog.messages[-2:] == ["T: hook: again", "T: hook ended with status 0"]
+    failures = [message for message in caplog.messages if "cannot run" in message]
+    assert set(failures) <= {"10000F: cannot run the hook: Too many open files"}
+    assert spare or len(failures) == 5
 
 
 def test_one_that_was_killed_is_told_by_its_signal(run: Run, caplog: pytest.LogCaptureFixture) -> None:

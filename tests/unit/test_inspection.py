@@ -14,11 +14,24 @@ import pytest
 from clamsmtpd.clamd.client import EarlyScan
 from clamsmtpd.config import Settings, load
 from clamsmtpd.hooks import HookRunner
-from clamsmtpd.inspection import Inspector, Route
-from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, UNSCANNED, Metrics
+from clamsmtpd.inspection import FORGED_MAX, Inspector, Route
+from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, PASSED, UNSCANNED, Metrics
 from clamsmtpd.scans import Scans
-from clamsmtpd.spool import Spool
-from clamsmtpd.values import Bounce, Clean, Decision, Defer, Deliver, Drop, Envelope, Infected, Unscanned, Verdict
+from clamsmtpd.spool import MEMORY_MAX, Spool
+from clamsmtpd.values import (
+    Bounce,
+    Clean,
+    Decision,
+    Defer,
+    Deliver,
+    Drop,
+    Envelope,
+    Ground,
+    Infected,
+    Oversize,
+    Unscanned,
+    Verdict,
+)
 
 NOON = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
 ROUTE = Route("10002A", "192.0.2.1", "198.51.100.2", "203.0.113.3")
@@ -56,7 +69,12 @@ def settings(folder: Path, *lines: str) -> Settings:
 
 
 def inspect(
-    folder: Path, verdict: Verdict | OSError, *lines: str, text: bytes = b"x\r\n", stuffed: bool = False
+    folder: Path,
+    verdict: Verdict | OSError,
+    *lines: str,
+    text: bytes = b"x\r\n",
+    stuffed: bool = False,
+    header: int | None = None,
 ) -> tuple[Decision, Oracle, Hooks]:
     oracle, hooks = Oracle(verdict), Hooks()
     inspector = Inspector(
@@ -65,7 +83,8 @@ def inspect(
     spool = Spool(str(folder), "test")
     spool.append(text)
     try:
-        decision = asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=stuffed))
+        header = len(text) if header is None else header
+        decision = asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=stuffed, header=header))
     finally:
         spool.close()
     return decision, oracle, hooks
@@ -115,8 +134,107 @@ def test_without_a_verdict_the_client_keeps_the_message(tmp_path: Path, caplog: 
     ]
 
 
+@pytest.mark.parametrize(
+    ("verdict", "field", "status"),
+    [
+        (Unscanned("clamd is away"), b"X-Virus-Unscanned: scan failed\r\n", "CLAMAV-ERROR"),
+        (Oversize("30 MB of 25"), b"X-Virus-Unscanned: message too large\r\n", "OVERSIZE"),
+    ],
+)
+def test_what_passes_without_a_verdict_says_so_to_everybody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, verdict: Unscanned | Oversize, field: bytes, status: str
+) -> None:
+    caplog.set_level(logging.INFO, logger="clamsmtpd")
+    lines = ["ScanFailure: pass", "Oversize: pass", "VirusAction: run", "Quarantine: on"]
+    decision, _, hooks = inspect(tmp_path, verdict, *lines)
+    assert decision == Deliver(field)
+    assert hooks.started == []
+    assert list(tmp_path.glob("virus.*")) == []
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", f"10002A: from=a@example.org, to=b@example.org, passed=UNSCANNED, status={status}"),
+        ("WARNING", f"10002A: no verdict, delivered unscanned: {verdict.reason}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("oversize", "expected"), [("defer", Defer(Ground.OVERSIZE)), ("bounce", Bounce(Ground.OVERSIZE))]
+)
+def test_too_large_is_neither_a_virus_nor_a_failure(tmp_path: Path, oversize: str, expected: Decision) -> None:
+    decision, _, hooks = inspect(tmp_path, Oversize("vast"), f"Oversize: {oversize}", "VirusAction: run")
+    assert decision == expected
+    assert hooks.started == []
+
+
+FORGED = b"Subject: x\r\nX-VIRUS-SCANNED: by us\r\nX-Virus-Infected : no\r\n"
+
+
+@pytest.mark.parametrize("padding", [0, MEMORY_MAX], ids=["in memory", "in a file"])
+@pytest.mark.parametrize("verdict", [Clean(), Infected("Worm"), Unscanned("away"), Oversize("vast")])
+def test_forged_fields_of_ours_are_renamed_in_all_that_is_delivered(
+    tmp_path: Path, verdict: Verdict, padding: int
+) -> None:
+    lines = ["Action: pass", "ScanFailure: pass", "Oversize: pass", "Quarantine: on"]
+    text = FORGED + b"\r\nX-Virus-Scanned: in the body\r\n" + b"p" * padding
+    decision, oracle, _ = inspect(tmp_path, verdict, *lines, text=text, header=len(FORGED))
+    assert isinstance(decision, Deliver)
+    assert decision.field
+    assert decision.insertions == ((12, b"X-Untrusted-"), (36, b"X-Untrusted-"))
+    assert oracle.seen == text
+    for kept in tmp_path.glob("virus.*"):
+        assert kept.read_bytes() == text, "what is kept is what came"
+
+
+def test_where_there_is_no_header_section_nothing_is_renamed(tmp_path: Path) -> None:
+    decision, _, _ = inspect(tmp_path, Clean(), text=b"\r\n" + FORGED, header=0)
+    assert decision == Deliver(b"X-Virus-Scanned: ClamAV using ClamSMTP\r\n")
+
+
+def test_forged_fields_are_found_in_a_header_section_of_many_pieces(tmp_path: Path) -> None:
+    text = b"A: b\r\n" * 100_000 + FORGED
+    decision, _, _ = inspect(tmp_path, Clean(), text=text)
+    assert isinstance(decision, Deliver)
+    assert [offset for offset, _ in decision.insertions] == [600_012, 600_036]
+
+
+def test_while_a_long_header_section_is_read_others_get_their_turn(tmp_path: Path) -> None:
+    inspector = Inspector(settings(tmp_path), cast("Scans", Oracle(Clean())), cast("HookRunner", Hooks()))
+    spool = Spool(str(tmp_path), "test")
+    spool.append(b"A: b\r\n" * 200_000)
+
+    async def main() -> int:
+        turns = 0
+        task = asyncio.ensure_future(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False, header=spool.size))
+        while not task.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert asyncio.run(main()) > 4
+    spool.close()
+
+
+@pytest.mark.parametrize("padding", [b"", b"A: b\r\n" * 100_000], ids=["in memory", "in a file"])
+def test_a_message_with_too_many_of_them_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, padding: bytes
+) -> None:
+    text = b"X-Virus-Scanned: x\r\n" * FORGED_MAX
+    decision, _, _ = inspect(tmp_path, Clean(), text=text + padding)
+    assert isinstance(decision, Deliver)
+    assert len(decision.insertions) == FORGED_MAX
+    decision, _, _ = inspect(tmp_path, Clean(), text=text + FORGED + padding)
+    assert decision == Bounce(Ground.FORGERY)
+    assert "more than 100 fields pretend to be ours" in caplog.text
+
+
+def test_a_spool_that_shrinks_is_not_delivered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    decision, _, _ = inspect(tmp_path, Clean(), text=FORGED, header=len(FORGED) + 1)
+    assert decision == Defer()
+    assert "10002A: cannot read the spool: " in caplog.text
+
+
 def test_a_spool_that_cannot_be_read_is_no_verdict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    decision, _, _ = inspect(tmp_path, OSError(28, "No space left on device"))
+    # Not even where what is not scanned may pass: there may be less of it than there was.
+    decision, _, _ = inspect(tmp_path, OSError(28, "No space left on device"), "ScanFailure: pass")
     assert decision == Defer()
     assert f"spool in {tmp_path}" in caplog.text
 
@@ -135,17 +253,31 @@ def test_what_cannot_be_kept_is_not_dropped(
 
 
 @pytest.mark.parametrize(
-    ("verdict", "counted"), [(Clean(), CLEAN), (Infected("Worm"), INFECTED), (Unscanned("away"), UNSCANNED)]
+    ("verdict", "settled", "counted"),
+    [
+        (Clean(), "defer", [CLEAN]),
+        (Infected("Worm"), "pass", [INFECTED]),
+        (Unscanned("away"), "defer", [UNSCANNED]),
+        (Unscanned("away"), "pass", [UNSCANNED, PASSED]),
+        (Oversize("vast"), "defer", [OVERSIZE]),
+        (Oversize("vast"), "pass", [OVERSIZE, PASSED]),
+    ],
 )
-def test_a_message_is_counted_with_its_octets(tmp_path: Path, verdict: Verdict, counted: int) -> None:
+def test_a_message_is_counted_with_its_octets(
+    tmp_path: Path, verdict: Verdict, settled: str, counted: list[int]
+) -> None:
     row = Metrics().row(0)
-    inspector = Inspector(settings(tmp_path), cast("Scans", Oracle(verdict)), cast("HookRunner", Hooks()), row=row)
+    unjudged = settings(tmp_path, f"ScanFailure: {settled}", f"Oversize: {settled}")
+    inspector = Inspector(unjudged, cast("Scans", Oracle(verdict)), cast("HookRunner", Hooks()), row=row)
     for _ in range(2):
         spool = Spool(str(tmp_path), "test")
         spool.append(b"12345\r\n")
-        asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False))
+        asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False, header=0))
         spool.close()
-    assert {index: number for index, number in enumerate(row) if number} == {counted: 2, OCTETS: 14}
+    assert {index: number for index, number in enumerate(row) if number} == {
+        **dict.fromkeys(counted, 2),
+        OCTETS: 14,
+    }
 
 
 def test_the_clock_is_the_time_zone_of_the_machine(tmp_path: Path) -> None:
@@ -153,7 +285,7 @@ def test_the_clock_is_the_time_zone_of_the_machine(tmp_path: Path) -> None:
         settings(tmp_path, "Header: X: %d"), cast("Scans", Oracle(Clean())), cast("HookRunner", Hooks())
     )
     spool = Spool(str(tmp_path), "test")
-    decision = asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False))
+    decision = asyncio.run(inspector.inspect(spool, ENVELOPE, ROUTE, stuffed=False, header=0))
     assert isinstance(decision, Deliver)
     local = datetime.now(UTC).astimezone()
     assert f" {local.year} ".encode() in decision.field

@@ -253,14 +253,53 @@ def test_what_a_link_in_place_of_the_socket_leads_to_is_not_given_away(
 ) -> None:
     target = path.with_name("target")
     target.write_text("precious")
-    chmod = os.chmod
+    chown = os.chown
 
-    def swap(name: str, mode: int) -> None:
-        chmod(name, mode)
+    def swap(name: str, user: int, group: int, **options: bool) -> None:
         path.unlink()
         path.symlink_to(target)
+        chown(name, user, group, **options)
 
-    monkeypatch.setattr(f"{MODULE}.os.chmod", swap)
+    monkeypatch.setattr(f"{MODULE}.os.chown", swap)
     (sock,) = listen(UnixAddress(str(path)), owner="1", group="1", mode=0o600)
     sock.close()
     assert target.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("mode", [None, 0o600, 0o666, 0o777])
+def test_the_mode_is_there_with_the_name_and_not_set_by_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
+) -> None:
+    seen: list[int] = []
+    umask = os.umask
+
+    def note(mask: int) -> int:
+        # After bind(2), before anything else.
+        if path.exists():
+            seen.append(stat.S_IMODE(path.stat().st_mode))
+        return umask(mask)
+
+    monkeypatch.setattr(f"{MODULE}.os.umask", note)
+    monkeypatch.setattr(f"{MODULE}.os.chmod", lambda *_: pytest.fail("a link would be followed"))
+    (sock,) = listen(UnixAddress(str(path)), mode=mode)
+    sock.close()
+    assert seen == [0o666 if mode is None else mode]
+
+
+@pytest.mark.parametrize("kind", ["link to a living socket", "link to nowhere", "directory", "fifo"])
+def test_what_is_no_socket_is_left_as_it_is(path: Path, kind: str) -> None:
+    with socket.socket(socket.AF_UNIX) as living:
+        other = path.with_name("other")
+        living.bind(str(other))
+        living.listen()
+        if kind == "directory":
+            path.mkdir()
+        elif kind == "fifo":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(other if "living" in kind else path.with_name("nowhere"))
+        before = path.lstat()
+        with pytest.raises(StartError, match="Address already in use"):
+            listen(UnixAddress(str(path)))
+        assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+        assert other.is_socket()

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamsmtpd.log import SyslogHandler, configure, describe, escape, escape_field, message_line
-from clamsmtpd.values import Clean, Envelope, Infected, Unscanned
+from clamsmtpd.log import SyslogHandler, configure, describe, escape, escape_field, finish, message_line
+from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Unscanned, Verdict
 
 logger = logging.getLogger("clamsmtpd")
 
@@ -28,6 +28,7 @@ def _logging_as_before() -> Iterator[None]:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+    logger.filters.clear()
     logger.setLevel(level)
     logger.propagate = propagate
     for name, value in before.items():
@@ -87,10 +88,23 @@ def test_a_field_holds_neither_blank_nor_comma(data: bytes) -> None:
         (Envelope(b"a@b", (b"c@d", b"e@f")), Clean(), "from=a@b, to=c@d, to=e@f, status=CLEAN"),
         (Envelope(b"", (b"c@d",)), Infected("Eicar-Test"), "from=<>, to=c@d, status=VIRUS:Eicar-Test"),
         (Envelope(b"a@b"), Unscanned("no clamd"), "from=a@b, status=CLAMAV-ERROR"),
+        (Envelope(b"a@b"), Oversize("too much"), "from=a@b, status=OVERSIZE"),
     ],
 )
-def test_message_line(envelope: Envelope, verdict: Clean | Infected | Unscanned, line: str) -> None:
+def test_message_line(envelope: Envelope, verdict: Verdict, line: str) -> None:
     assert message_line(envelope, verdict) == line
+
+
+def test_a_message_that_passes_unscanned_can_be_counted() -> None:
+    envelope = Envelope(b"a@b", (b"c@d",))
+    passed = [
+        message_line(envelope, Oversize("too much"), passed=True),
+        message_line(envelope, Unscanned("no clamd"), passed=True),
+    ]
+    assert passed == [
+        "from=a@b, to=c@d, passed=UNSCANNED, status=OVERSIZE",
+        "from=a@b, to=c@d, passed=UNSCANNED, status=CLAMAV-ERROR",
+    ]
 
 
 def test_an_address_cannot_forge_a_field() -> None:
@@ -148,6 +162,46 @@ def test_a_record_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure(4)
     logger.info("one\ntwo")
     assert capsys.readouterr().err == "clamsmtpd: one two\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\r\x1b[2Jcleared\x07", r"\x0D\x1B[2Jcleared\x07"),
+        ("8-bit \x9b1m", r"8-bit \xC2\x9B1m"),
+        ("\u202egnp.exe\u2066", r"\xE2\x80\xAEgnp.exe\xE2\x81\xA6"),
+        ("line\u2028paragraph\u2029\x85end", r"line\xE2\x80\xA8paragraph\xE2\x80\xA9\xC2\x85end"),
+        ("\udc9b\udcff", r"\x9B\xFF"),
+        ("%n %s café", "%n %s café"),
+    ],
+)
+def test_what_nobody_has_escaped_does_not_play_with_the_terminal(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(4)
+    logger.error("internal error: %s", ValueError(text))
+    logger.error(text)
+    assert capsys.readouterr().err.splitlines() == [f"clamsmtpd: internal error: {shown}", f"clamsmtpd: {shown}"]
+
+
+def test_nor_does_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(4)
+    logger.debug("traceback", exc_info=ValueError("\x1b[1m"))
+    assert capsys.readouterr().err == "clamsmtpd: traceback\nValueError: \\x1B[1m\n"
+
+
+@pytest.mark.parametrize(("level", "lines"), [(3, 21), (4, 1000)])
+def test_a_flood_of_warnings_is_bounded_but_in_the_debug_log(
+    level: int, lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(level)
+    for number in range(1000):
+        logger.warning("%06X: no verdict: %s", number, "why")
+    finish()
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == lines
+    if level == 3:
+        assert shown[-1] == "clamsmtpd: 980 more like this in 0 s, the last one: 0003E7: no verdict: why"
 
 
 def test_a_traceback_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

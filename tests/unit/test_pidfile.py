@@ -64,6 +64,36 @@ def test_a_second_name_of_another_file_is_refused(path: Path, tmp_path: Path) ->
     assert target.read_text() == "precious"
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("mode", [0o644, 0o666])
+def test_one_that_a_stranger_made_is_refused(path: Path, tmp_path: Path, mode: int) -> None:
+    """In a directory like /tmp. He could write another number to it, and its reader is often root who kills."""
+    tmp_path.chmod(0o1777)
+    path.write_text("1\n")
+    path.chmod(mode)
+    os.chown(path, 4321, 4321)
+    with pytest.raises(StartError, match=f"PidFile: {path} belongs to user 4321; remove it"):
+        PidFile(str(path))
+    assert path.read_text() == "1\n"
+
+
+@pytest.mark.root
+def test_one_that_the_owner_of_the_directory_left_is_taken_over(path: Path, tmp_path: Path) -> None:
+    path.write_text("1\n")
+    for place in (path, tmp_path):
+        os.chown(place, 4321, 4321)
+    PidFile(str(path)).remove()
+
+
+@pytest.mark.root
+def test_the_directory_of_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pid").write_text("1\n")
+    os.chown("pid", 4321, 4321)
+    with pytest.raises(StartError, match="belongs to user 4321"):
+        PidFile("pid")
+
+
 def test_a_fifo_is_refused_without_waiting_for_its_other_end(path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(StartError, match="no plain file"):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import pwd
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from clamsmtpd import privileges
-from clamsmtpd.privileges import become, find_user, raise_descriptor_limit
+from clamsmtpd.privileges import become, drop_capabilities, find_user, forbid_core_dumps, raise_descriptor_limit
 from clamsmtpd.values import StartError
 
 MODULE = "clamsmtpd.privileges"
@@ -164,3 +168,85 @@ def test_the_real_limit_is_raised_no_further_than_needed() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (needed, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Rights that are lent
+
+
+def _in_child(story: Callable[[], bool]) -> bool:
+    """Whether the story comes true in a process of its own, which keeps nothing of it."""
+    if child := os.fork():
+        return os.waitpid(child, 0)[1] == 0
+    status = 1
+    with contextlib.suppress(BaseException):
+        status = 0 if story() else 1
+    os._exit(status)
+
+
+def _keep_capabilities() -> None:
+    """Become nobody, but keep the rights of root, as a service manager can have it."""
+    nobody = pwd.getpwnam("nobody")
+    # PR_SET_KEEPCAPS
+    assert ctypes.CDLL(None).prctl(8, 1, 0, 0, 0) == 0
+    os.setresuid(nobody.pw_uid, nobody.pw_uid, nobody.pw_uid)
+
+
+@pytest.mark.root
+def test_rights_that_were_lent_are_given_up() -> None:
+    def story() -> bool:
+        _keep_capabilities()
+        before = privileges._capabilities()
+        drop_capabilities()
+        return before != 0 and privileges._capabilities() == 0
+
+    assert _in_child(story)
+
+
+@pytest.mark.root
+def test_rights_that_cannot_be_given_up_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Libc:
+        @staticmethod
+        def capset(_head: bytes, _data: bytes) -> int:
+            return -1
+
+    def story() -> bool:
+        _keep_capabilities()
+        with pytest.raises(StartError, match="rights of root are left that cannot be given up"):
+            drop_capabilities()
+        return True
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name, real=ctypes.CDLL: real(_name) if os.geteuid() == 0 else Libc)
+    assert _in_child(story)
+
+
+@pytest.mark.parametrize(("uid", "held"), [(0, 0x1FF), (1000, 0)])
+def test_root_and_those_without_rights_have_none_to_give_up(
+    monkeypatch: pytest.MonkeyPatch, uid: int, held: int
+) -> None:
+    monkeypatch.setattr(f"{MODULE}.os.geteuid", lambda: uid)
+    monkeypatch.setattr(privileges, "_capabilities", lambda: held)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: pytest.fail("asked for it"))
+    drop_capabilities()
+
+
+def test_rights_of_every_kind_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setattr("builtins.open", lambda _path, mode, real=open: real(status, mode))
+    for name, bits in (("CapInh", 1), ("CapPrm", 2), ("CapEff", 4), ("CapAmb", 8), ("CapBnd", 0)):
+        lines = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapAmb"), 0)
+        lines["CapBnd"] = 0x1FF
+        if name != "CapBnd":
+            lines[name] = bits
+        status.write_text("".join(f"{kind}:\t{value:016x}\n" for kind, value in lines.items()))
+        assert privileges._capabilities() == bits
+    status.unlink()
+    assert privileges._capabilities() == 0
+
+
+def test_a_crash_leaves_no_mail_on_the_disk() -> None:
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    try:
+        forbid_core_dumps()
+        assert resource.getrlimit(resource.RLIMIT_CORE) == (0, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)

@@ -115,15 +115,18 @@ def reluctant(here: World, *errors: int) -> Reluctant:
     return other
 
 
-def test_without_a_descriptor_the_one_in_reserve_says_421(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_without_a_descriptor_the_one_in_reserve_says_421(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
     async def main() -> None:
         async with world(tmp_path) as here:
-            reluctant(here, errno.EMFILE)
+            reluctant(here, code)
             assert (await greeting(here)).startswith(b"421 4.3.2 ")
             assert (await greeting(here)).startswith(b"220 ")
 
     run(main())
-    assert "cannot accept a connection: Too many open files" in caplog.text
+    assert f"cannot accept a connection: {os.strerror(code)}" in caplog.text
 
 
 def test_without_memory_accepting_pauses_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from clamsmtpd import policy, session
+from clamsmtpd import session
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener, listen
+from clamsmtpd.policy import Policy
 from clamsmtpd.server import Server
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Decision, Listen, TcpAddress
@@ -604,7 +605,7 @@ def test_a_fault_of_ours_delivers_nothing(
     def broken(*_: object) -> Decision:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(policy, "decide", broken)
+    monkeypatch.setattr(Policy, "decide", broken)
 
     async def main() -> None:
         async with world(tmp_path) as here:

@@ -7,6 +7,8 @@ import errno
 import fcntl
 import os
 import re
+import resource
+import signal
 import socket
 import stat
 import tracemalloc
@@ -18,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clamsmtpd.spool import MEMORY_MAX, FileRange, Spool
+from tests.support.spooled import wire
 
 LARGE = MEMORY_MAX + 1
 FIELD = b"X-Virus-Scanned: yes\r\n"
@@ -77,7 +80,7 @@ def test_a_large_message_is_in_a_file_without_a_name(tmp_path: Path) -> None:
 
 def test_the_largest_message_in_memory(tmp_path: Path) -> None:
     spool = stored(tmp_path / "not there", b"a" * MEMORY_MAX)
-    assert b"".join(spool.wire(MEMORY_MAX, b"")) == b"a" * MEMORY_MAX
+    assert b"".join(wire(spool, (MEMORY_MAX, b""))) == b"a" * MEMORY_MAX
     spool.close()
 
 
@@ -86,8 +89,8 @@ def test_an_empty_message(tmp_path: Path) -> None:
     assert spool.size == 0
     assert list(spool.pieces()) == []
     assert whole(spool.descriptor()) == b""
-    assert list(spool.wire(0, b"")) == []
-    assert list(spool.wire(0, FIELD)) == [FIELD]
+    assert list(wire(spool)) == []
+    assert list(wire(spool, (0, FIELD))) == [FIELD]
     spool.close()
 
 
@@ -113,7 +116,7 @@ def test_descriptors_start_at_the_start_again_and_are_not_inherited(tmp_path: Pa
 def test_octet_by_octet(tmp_path: Path) -> None:
     text = bytes(range(256)) * 8
     spool = stored(tmp_path, *(text[at : at + 1] for at in range(len(text))))
-    assert b"".join(spool.wire(0, b"")) == text
+    assert b"".join(wire(spool)) == text
     assert whole(spool.descriptor()) == text
     spool.close()
 
@@ -127,7 +130,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
         for _ in range(200):
             spool.append(piece)
         spool.seal(stuffed=True)
-        size = sum(len(part) for part in spool.wire(1000, FIELD))
+        size = sum(len(part) for part in wire(spool, (1000, FIELD)))
         kept = os.fstat(spool.descriptor()).st_size
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -147,7 +150,7 @@ def test_the_field_goes_to_every_offset(tmp_path: Path, field: bytes) -> None:
     text = b"A: 1\r\nB: 2\r\n\r\n..x\r\n"
     spool = stored(tmp_path, text[:7], text[7:], stuffed=True)
     for offset in range(len(text) + 1):
-        pieces = list(spool.wire(offset, field))
+        pieces = list(wire(spool, (offset, field)))
         assert b"".join(pieces) == text[:offset] + field + text[offset:]
         assert b"" not in pieces
     spool.close()
@@ -158,7 +161,7 @@ def test_the_field_goes_to_every_offset_of_a_file(tmp_path: Path, offset: int) -
     text = bytes(range(256)) * 2344
     text = text[:600000]
     spool = stored(tmp_path, *(text[at : at + 100_000] for at in range(0, len(text), 100_000)))
-    pieces = list(spool.wire(offset, FIELD))
+    pieces = list(wire(spool, (offset, FIELD)))
     assert b"".join(pieces) == text[:offset] + FIELD + text[offset:]
     assert b"" not in pieces
     assert max(map(len, pieces)) <= 262144
@@ -168,7 +171,7 @@ def test_the_field_goes_to_every_offset_of_a_file(tmp_path: Path, offset: int) -
 def test_reading_the_wire_leaves_the_scanner_where_it_is(tmp_path: Path) -> None:
     spool = stored(tmp_path, b"x" * LARGE)
     descriptor = spool.descriptor()
-    b"".join(spool.wire(100, FIELD))
+    b"".join(wire(spool, (100, FIELD)))
     assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0
     spool.close()
 
@@ -181,7 +184,7 @@ def test_what_is_in_a_file_is_sent_from_there(tmp_path: Path, offset: int) -> No
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.setblocking(False)
-        for part in spool.parts(offset, FIELD):
+        for part in spool.parts([(offset, FIELD)]):
             if isinstance(part, FileRange):
                 at = part.start
                 assert at < part.stop
@@ -205,9 +208,9 @@ def received(sock: socket.socket) -> bytes:
 
 def test_what_is_in_memory_is_octets(tmp_path: Path) -> None:
     spool = stored(tmp_path, b"one", b"two")
-    assert list(spool.parts(3, FIELD)) == [b"one", FIELD, b"two"]
-    assert list(spool.parts(0, b"")) == [b"onetwo"]
-    assert list(spool.parts(6, b"")) == [b"onetwo"]
+    assert list(spool.parts([(3, FIELD)])) == [b"one", FIELD, b"two"]
+    assert list(spool.parts()) == [b"onetwo"]
+    assert list(spool.parts([(6, b"")])) == [b"onetwo"]
     spool.close()
 
 
@@ -225,7 +228,7 @@ def test_what_is_stored_is_not_the_buffer_that_it_came_in(tmp_path: Path, size: 
     buffer[:] = b"x" * len(buffer)
     buffer.clear()
     spool.seal(stuffed=False)
-    assert b"".join(spool.wire(0, b"")) == text + b"end"
+    assert b"".join(wire(spool)) == text + b"end"
     assert whole(spool.descriptor()) == text + b"end"
     spool.close()
 
@@ -241,12 +244,12 @@ def test_memory_of_all_messages_is_bounded(tmp_path: Path, monkeypatch: pytest.M
         spool.append(b"x" * 1000)
         in_memory.append(Spool.in_memory)
     third.seal(stuffed=False)
-    (part,) = third.parts(0, b"")
+    (part,) = third.parts()
     assert not isinstance(part, bytes), "there was no room for it"
     second.append(b"y" * 501)
     in_memory.append(Spool.in_memory)
     second.seal(stuffed=False)
-    assert b"".join(second.wire(0, b"")) == b"x" * 1000 + b"y" * 501
+    assert b"".join(wire(second)) == b"x" * 1000 + b"y" * 501
     first.append(b"z" * 1500)
     in_memory.append(Spool.in_memory)
     for spool in (first, second, third):
@@ -326,7 +329,7 @@ def test_the_scanner_sees_no_stuffed_dots_and_the_next_hop_does(tmp_path: Path, 
     spool = stored(tmp_path, text[:100], text[100:], stuffed=True)
     assert b"".join(spool.pieces()) == plain
     assert whole(spool.descriptor()) == plain
-    assert b"".join(spool.wire(7, b"")) == text
+    assert b"".join(wire(spool, (7, b""))) == text
     assert whole(spool.descriptor()) == plain
     path = spool.path()
     assert Path(path).read_bytes() == plain
@@ -351,14 +354,40 @@ def test_a_message_in_memory_is_one_piece(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(st.lists(st.sampled_from([b"a", b".", b"\r", b"\n", b"\r\n", b"\r\n."]), max_size=6).map(b"".join)),
-    offset=st.integers(0, 40),
+    offsets=st.lists(st.integers(0, 40), max_size=5),
+    in_file=st.booleans(),
 )
-def test_any_text_in_any_pieces(tmp_path: Path, pieces: list[bytes], offset: int) -> None:
-    text = b"".join(pieces)
-    offset = min(offset, len(text))
-    spool = stored(tmp_path, *pieces, stuffed=True)
-    assert b"".join(spool.wire(offset, FIELD)) == text[:offset] + FIELD + text[offset:]
+def test_any_text_in_any_pieces(tmp_path: Path, pieces: list[bytes], offsets: list[int], in_file: bool) -> None:
+    padding = b"p" * LARGE if in_file else b""
+    text = b"".join(pieces) + padding
+    insertions = [(min(offset, len(text)), b"<%d>" % number) for number, offset in enumerate(sorted(offsets))]
+    spool = stored(tmp_path, *pieces, padding, stuffed=True)
+    expected = text
+    for offset, octets in reversed(insertions):
+        expected = expected[:offset] + octets + expected[offset:]
+    assert b"".join(wire(spool, *insertions)) == expected
     assert whole(spool.descriptor()) == unstuffed(text)
+    spool.close()
+
+
+def test_between_far_insertions_a_file_is_sent_from_there(tmp_path: Path) -> None:
+    text = b"a" * 300_000 + b"b" * 300_000
+    spool = stored(tmp_path, text)
+    first, field, second, *_ = spool.parts([(300_000, FIELD), (600_000, FIELD)])
+    assert field == FIELD
+    assert isinstance(first, FileRange)
+    assert isinstance(second, FileRange)
+    assert b"".join(wire(spool, (300_000, FIELD), (600_000, FIELD))) == text[:300_000] + FIELD + text[300_000:] + FIELD
+    spool.close()
+
+
+@pytest.mark.parametrize("padding", [0, LARGE], ids=["in memory", "in a file"])
+def test_a_part_of_the_text_can_be_read(tmp_path: Path, padding: int) -> None:
+    spool = stored(tmp_path, b"one", b"two", b"p" * padding)
+    assert spool.read(1, 4) == b"netw"
+    assert spool.read(4, 2) == b"wo"
+    assert spool.read(6 + padding, 10) == b""
+    assert spool.read(0, 1 << 30) == b"onetwo" + b"p" * padding
     spool.close()
 
 
@@ -418,17 +447,31 @@ def test_quarantine_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("clamsmtpd.spool.os.fsync", lambda fd: synced.append(os.fstat(fd).st_size))
     spool = stored(tmp_path, b"v" * 10)
     spool.quarantine()
-    assert synced == [10]
+    assert synced == [10, 10], "the text, and then its name"
     spool.path()
-    assert synced == [10], "what is only for clamd need not be"
+    assert synced == [10, 10], "what is only for clamd need not be"
     spool.close()
 
 
-@pytest.mark.parametrize("call", ["fsync", "pwrite"])
+def without_unnamed_files(monkeypatch: pytest.MonkeyPatch, code: int = errno.EOPNOTSUPP) -> None:
+    real = os.open
+
+    def no_unnamed(path: str, flags: int, mode: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise fails(code)
+        return real(path, flags, mode)
+
+    monkeypatch.setattr("clamsmtpd.spool.os.open", no_unnamed)
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+@pytest.mark.parametrize("call", ["fsync", "pwrite", "fchmod"])
 def test_a_file_that_cannot_be_completed_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, unnamed: bool
 ) -> None:
     spool = stored(tmp_path, b"v" * 10)
+    if not unnamed:
+        without_unnamed_files(monkeypatch)
 
     def full(*_: object) -> int:
         raise fails(errno.ENOSPC)
@@ -437,6 +480,94 @@ def test_a_file_that_cannot_be_completed_is_not_there(
     with pytest.raises(OSError, match="No space left"):
         spool.quarantine()
     assert os.listdir(tmp_path) == []
+    spool.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPERM])
+def test_a_file_that_cannot_be_given_a_name_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise fails(code)
+
+    spool = stored(tmp_path, b"v" * 10)
+    monkeypatch.setattr("clamsmtpd.spool.os.link", refuse)
+    with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+        spool.quarantine()
+    assert os.listdir(tmp_path) == []
+    spool.close()
+
+
+def test_a_name_that_may_be_lost_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_fd: int) -> None:
+        if os.listdir(tmp_path):
+            raise fails(errno.EIO)
+
+    spool = stored(tmp_path, b"v" * 10)
+    monkeypatch.setattr("clamsmtpd.spool.os.fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        spool.quarantine()
+    assert os.listdir(tmp_path) == []
+    spool.close()
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_not_even_a_kill_leaves_half_a_file(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+
+    def killed(descriptor: int, data: bytes, start: int) -> int:
+        real(descriptor, data[:5], start)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 5
+
+    spool = stored(tmp_path, b"v" * size)
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr("clamsmtpd.spool.os.pwrite", killed)
+        spool.quarantine()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert os.listdir(tmp_path) == []
+    spool.close()
+
+
+@pytest.mark.parametrize("missing", ["unnamed files", "/proc"])
+def test_quarantine_works_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    if missing == "/proc":
+        monkeypatch.setattr("clamsmtpd.spool._OWN_DESCRIPTORS", f"{tmp_path}/missing")
+    else:
+        without_unnamed_files(monkeypatch)
+    (tmp_path / "virus.aaaaaa").write_bytes(b"older")
+    names(monkeypatch, "aaaaaabbbbbb")
+    spool = stored(tmp_path, b"v" * 10)
+    path = Path(spool.quarantine())
+    spool.close()
+    assert path.name == "virus.bbbbbb"
+    assert path.read_bytes() == b"v" * 10
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (tmp_path / "virus.aaaaaa").read_bytes() == b"older"
+
+
+def test_without_unnamed_files_every_name_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_unnamed_files(monkeypatch)
+    (tmp_path / "virus.aaaaaa").write_bytes(b"older")
+    monkeypatch.setattr("clamsmtpd.spool.secrets.choice", lambda _: "a")
+    spool = stored(tmp_path, b"new")
+    with pytest.raises(FileExistsError, match=r"no free name virus\.XXXXXX"):
+        spool.quarantine()
+    spool.close()
+
+
+def test_quarantine_in_a_directory_that_has_become_a_link(tmp_path: Path) -> None:
+    """What it leads to decides, as for everything; who may do that is looked at when the daemon starts."""
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    spool = stored(tmp_path / "spool", b"v" * 10)
+    (tmp_path / "spool").rmdir()
+    with pytest.raises(FileNotFoundError):
+        spool.quarantine()
+    (tmp_path / "spool").symlink_to("elsewhere")
+    assert Path(spool.quarantine()).read_bytes() == b"v" * 10
+    assert len(os.listdir(tmp_path / "elsewhere")) == 1
     spool.close()
 
 
@@ -548,7 +679,7 @@ def test_a_file_that_shrinks_is_no_shorter_message(tmp_path: Path) -> None:
     spool = stored(tmp_path, b"x" * LARGE)
     os.ftruncate(spool.descriptor(), 10)
     with pytest.raises(OSError, match="ended early"):
-        b"".join(spool.wire(0, b""))
+        b"".join(wire(spool))
     spool.close()
 
 
@@ -583,19 +714,63 @@ def test_without_files_in_memory_it_is_an_unnamed_one(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT])
 def test_without_unnamed_files_the_name_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    real = os.open
-
-    def no_unnamed(path: str, flags: int, mode: int) -> int:
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise fails(code)
-        return real(path, flags, mode)
-
-    monkeypatch.setattr("clamsmtpd.spool.os.open", no_unnamed)
+    without_unnamed_files(monkeypatch, code)
     spool = stored(tmp_path, b"x" * LARGE)
     assert os.listdir(tmp_path) == []
     assert os.fstat(spool.descriptor()).st_nlink == 0
     assert fcntl.fcntl(spool.descriptor(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     spool.close()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM])
+def test_a_fault_that_is_no_lack_of_unnamed_files_is_told_and_leaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    spool = Spool(str(tmp_path), "x")
+    with monkeypatch.context() as patch:
+        without_unnamed_files(patch, code)
+        for _ in range(2):
+            with pytest.raises(OSError, match=os.strerror(code)):
+                spool.append(b"x" * LARGE)
+        with pytest.raises(OSError, match="not whole"):
+            spool.seal(stuffed=False)
+    spool.close()
+    again = stored(tmp_path, b"x" * LARGE)
+    assert whole(again.descriptor()) == b"x" * LARGE
+    again.close()
+
+
+def test_a_name_that_cannot_be_removed_leaks_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: str) -> None:
+        raise fails(errno.EROFS)
+
+    without_unnamed_files(monkeypatch)
+    monkeypatch.setattr("clamsmtpd.spool.os.unlink", refuse)
+    spool = Spool(str(tmp_path), "x")
+    with pytest.raises(OSError, match="Read-only"):
+        spool.append(b"x" * LARGE)
+    spool.close()
+
+
+def test_a_limit_of_file_sizes_is_a_full_disk_and_no_signal(tmp_path: Path) -> None:
+    """SIGXFSZ would end us: Python has it ignored (RLIMIT_FSIZE, setrlimit(2))."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    small, large, dotted = (stored(tmp_path, b"v" * size) for size in (MEMORY_MAX, LARGE, 10))
+    growing = stored(tmp_path, b"v" * LARGE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        for act in (small.descriptor, small.quarantine, small.path, large.quarantine, large.path):
+            with pytest.raises(OSError, match="File too large"):
+                act()
+        with pytest.raises(OSError, match="File too large"):
+            growing.append(b"x")
+        assert whole(dotted.descriptor()) == b"v" * 10
+        assert os.listdir(tmp_path) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Path(large.quarantine()).stat().st_size == LARGE
+    for spool in (small, large, dotted, growing):
+        spool.close()
 
 
 def test_any_other_fault_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

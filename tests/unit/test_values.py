@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from clamsmtpd.values import Address, Listen, NextHop, TcpAddress, TrustedClients, UnixAddress
+from clamsmtpd.values import Action, ActionFor, Address, Listen, NextHop, TcpAddress, TrustedClients, UnixAddress
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,7 @@ def test_who_is_trusted() -> None:
     assert not trusted.include("192.0.3.1")
     assert not trusted.include("::2")
     assert not TrustedClients().include("127.0.0.1")
+
+
+def test_an_action_for_a_pattern_is_shown_as_it_is_written() -> None:
+    assert str(ActionFor("PUA.*", Action.PASS)) == "PUA.* pass"

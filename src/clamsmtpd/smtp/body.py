@@ -136,6 +136,9 @@ _LINE_START = re.compile(_START)
 _UNDECIDED = re.compile(rb"[!-9;-~]{0,998}+[ \t]*+\Z")
 _UNDECIDED_MAX = 1024
 
+# One of lines that end at LF, with the line end in front of it.
+_EMPTY_LINE = re.compile(rb"\n\r?\n")
+
 # Programs that feed an mbox file to SMTP may leave its "From " line on top. MTAs step over it, and so
 # must we: a field in front of it would make it, and with it the whole header section, body text.
 _MBOX_START = re.compile(rb">?From [ \t]*+[^: \t]")
@@ -148,32 +151,43 @@ class HeaderSection:
     start of the text, dots as on the wire. Both are 0 for a message without a header section and
     for one without any text. ``blank_first`` says that the text starts with a blank: a field in
     front of it must be followed by an empty line, or it would swallow the first line of the text.
+
+    ``reach`` is where the section ends for the most lenient reader: in front of the first empty line, where lines
+    end at LF; None as long as there is none. Such a reader steps over lines that are no fields, and finds more of them
+    behind our ``end``; Dovecot is one. Nor can a line that is folded be told from one that is not before its stuffed
+    dot is gone.
     """
 
-    __slots__ = ("_done", "_mbox", "_open", "_partial", "_position", "_started", "blank_first", "end", "top")
+    __slots__ = ("_done", "_mbox", "_open", "_partial", "_position", "_started", "blank_first", "end", "reach", "top")
 
     def __init__(self) -> None:
         self.top = 0
         self.end = 0
+        self.reach: int | None = None
         self.blank_first = False
+        # Only the empty line is looked for any more.
         self._done = False
         self._started = False
         # The line at hand belongs to the section; only its end is missing.
         self._open = False
         self._mbox = False
-        # The start of a line that may or may not become a field.
+        # The start of a line that may or may not become a field; in the end, what may belong to the empty line.
         self._partial = b""
         # How many octets of the text came before those in hand.
         self._position = 0
 
     def feed(self, text: bytes) -> None:
-        """Take the next octets of the text; costs nothing once the section has ended."""
-        if self._done or not text:
+        """Take the next octets of the text; costs nothing once an empty line has come."""
+        if self.reach is not None or not text:
+            return
+        if self._done:
+            self._find_empty_line(text)
             return
         window = self._partial + text if self._partial else text
         self._partial = b""
         if not self._started and window[0] in b" \t":
-            self._done = self.blank_first = True
+            self.blank_first = True
+            self._finish(window, 0)
             return
         if self._undecided(window, 0) and not self._open:
             self._partial = window
@@ -203,7 +217,27 @@ class HeaderSection:
             self._partial = window[at:]
             self._position += at
         else:
+            self._finish(window, at)
+
+    def _finish(self, window: bytes, at: int) -> None:
+        """Take the line at ``at`` as the first that is no part of the section."""
+        self._position += at
+        if window.startswith((b"\r\n", b"\n"), at):
+            self.reach = self._position
+        else:
             self._done = True
+            # The line end in front of it, or that of the command in front of the text.
+            self._partial = b"\n"
+            self._find_empty_line(window[at:])
+
+    def _find_empty_line(self, text: bytes) -> None:
+        window = self._partial + text
+        found = _EMPTY_LINE.search(window)
+        if found is not None:
+            self.reach = self._position - len(self._partial) + found.start() + 1
+        else:
+            self._position += len(text)
+            self._partial = window[-2:]
 
     @staticmethod
     def _undecided(window: bytes, at: int) -> bool:

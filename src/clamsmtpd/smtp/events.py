@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 
 from clamsmtpd.smtp.identity import Identity
-from clamsmtpd.values import Envelope, record
+from clamsmtpd.values import Envelope, Insertion, record
 
 __all__ = [
     "Awaits",
@@ -83,23 +83,26 @@ class Inspect:
     """The message is whole: judge it and answer with ``Relay.decide``.
 
     ``stuffed`` says that some line has a dot in front that is not its own, so that the text as the
-    author wrote it is not the text in the spool.
+    author wrote it is not the text in the spool. ``header``: as many octets of the spool may be header
+    section, for the most lenient reader (``HeaderSection.reach``).
     """
 
     envelope: Envelope
     stuffed: bool
+    header: int
 
 
 @record
 class Transmit:
-    """Send ``before``, the spooled text with ``field`` inserted at octet ``offset``, and ``after``.
+    """Send ``before``, the spooled text with ``insertions`` in their order, and ``after``.
+
+    One of the insertions is our own header field, which may be empty.
 
     Once the last octet has been handed to the transport, the session calls
     ``Relay.transmitted``.
     """
 
-    offset: int
-    field: bytes
+    insertions: tuple[Insertion, ...]
     before: bytes = b""
     after: bytes = b".\r\n"
 

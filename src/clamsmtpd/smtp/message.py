@@ -37,6 +37,12 @@ class Message:
         return self._end.stuffed
 
     @property
+    def header_reach(self) -> int:
+        """How many octets of the text may be header section, for the most lenient reader."""
+        reach = self.header.reach
+        return self.length if reach is None else reach
+
+    @property
     def deceptive(self) -> bool:
         """Whether a lenient next hop could see the end of the message in the midst of it."""
         return self._end.deceptive

@@ -16,6 +16,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import ClassVar, NamedTuple
 
 from clamsmtpd.smtp import replies
@@ -55,7 +56,7 @@ from clamsmtpd.smtp.syntax import (
     parse_path,
     parse_xforward,
 )
-from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Envelope, OutTls
+from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Envelope, Ground, Insertion, OutTls
 
 __all__ = ["ERRORS_MAX", "INPUT_MAX", "OUTSTANDING_MAX", "Relay", "Terms"]
 
@@ -838,7 +839,7 @@ class Relay:
             self._decision = Defer()
             self._carry_out()
         else:
-            self._effects.append(Inspect(self._envelope(), message.stuffed))
+            self._effects.append(Inspect(self._envelope(), message.stuffed, message.header_reach))
 
     def _carry_out(self) -> None:
         """Do what was decided about the message, once the next hop owes us nothing."""
@@ -850,9 +851,10 @@ class Relay:
         elif isinstance(decision, Drop):
             self._finish_message(replies.VIRUS_DROPPED)
         elif isinstance(decision, Bounce):
-            self._finish_message(replies.VIRUS_BOUNCED)
+            self._finish_message(_BOUNCES.get(decision.ground, replies.VIRUS_BOUNCED))
         elif isinstance(decision, Defer):
-            self._finish_message(replies.SCAN_FAILED)
+            oversize = decision.ground is Ground.OVERSIZE
+            self._finish_message(replies.OVERSIZE_DEFERRED if oversize else replies.SCAN_FAILED)
         elif self._server_gone:
             self._finish_message(replies.NEXT_HOP_LOST_MESSAGE)
         elif message.raw:
@@ -863,16 +865,23 @@ class Relay:
             self._ask(b"DATA\r\n", self._on_data)
 
     def _transmit(self, message: Message, decision: Deliver) -> None:
-        field = decision.field
+        field, others = decision.field, decision.insertions
         if field and message.header.blank_first:
             field += b"\r\n"
+            # Behind that empty line, all that came is body text, where nothing is changed.
+            others = ()
         offset = message.header.top if decision.on_top else message.header.end
+        insertions: tuple[Insertion, ...] = ((offset, field if message.raw else Stuffing().feed(field)),)
+        if others:
+            # Ours comes first of two at the same place: the other belongs to the line behind.
+            insertions = tuple(sorted((*insertions, *others), key=itemgetter(0)))
         self._phase = _TRANSMISSION
         self._owed.extend([(self._on_final_reply, b"")] * (len(self._recipients) if self._terms.lmtp_server else 1))
         if message.raw:
-            self._effects.append(Transmit(offset, field, b"BDAT %d LAST\r\n" % (message.length + len(field)), b""))
+            length = message.length + sum(len(octets) for _, octets in insertions)
+            self._effects.append(Transmit(insertions, b"BDAT %d LAST\r\n" % length, b""))
         else:
-            self._effects.append(Transmit(offset, Stuffing().feed(field)))
+            self._effects.append(Transmit(insertions))
 
     def _answer(self, reply: bytes) -> None:
         """Say the reply to the whole message, to as many recipients as have none yet."""
@@ -1239,6 +1248,9 @@ class Relay:
         b"ETRN": _Command(_do_plain, between_chunks=False),
     }
 
+
+# What the client is told of a message that is refused for good.
+_BOUNCES = {Ground.OVERSIZE: replies.OVERSIZE_BOUNCED, Ground.FORGERY: replies.FORGERY_BOUNCED}
 
 # A reply of one line that is good, if the line is well-formed (RFC 5321 section 4.2).
 _GOOD_REPLY = re.compile(rb"2[0-9][0-9] ")

@@ -23,6 +23,7 @@ __all__ = [
     "COMMAND_UNKNOWN",
     "DECEPTIVE_END",
     "FORBIDDEN_OCTET",
+    "FORGERY_BOUNCED",
     "HELLO_FIRST",
     "IN_TRANSACTION",
     "LOOP",
@@ -36,6 +37,8 @@ __all__ = [
     "NO_RECIPIENTS",
     "NO_RECIPIENTS_LMTP",
     "ONE_RECIPIENT",
+    "OVERSIZE_BOUNCED",
+    "OVERSIZE_DEFERRED",
     "PROXY_REFUSED",
     "SCAN_FAILED",
     "SHUTTING_DOWN",
@@ -64,6 +67,12 @@ START_INPUT = b"354 End data with <CR><LF>.<CR><LF>\r\n"
 
 VIRUS_DROPPED = b"250 2.0.0 Virus found; message discarded\r\n"
 VIRUS_BOUNCED = b"550 5.7.1 Virus found; message refused\r\n"
+
+OVERSIZE_BOUNCED = b"552 5.3.4 Message is larger than the virus scanner takes\r\n"
+# Not 4.3.4, the code of a message that is too large: RFC 3463 section 3.4 has it as a permanent error only. The message
+# can be taken once somebody has changed a limit, which is what 4.3.5 says: it waits for the configuration.
+OVERSIZE_DEFERRED = b"451 4.3.5 Message is larger than the virus scanner takes now; try again later\r\n"
+FORGERY_BOUNCED = b"550 5.6.0 Message holds too many header fields that only this filter may add\r\n"
 
 SCAN_FAILED = b"451 4.3.0 Virus scan not possible now; try again later\r\n"
 # RFC 3463 section 3.4: the system is not accepting messages now.

@@ -151,6 +151,13 @@ def test_many_nul_octets_take_no_memory() -> None:
 # ---- the header section ---------------------------------------------------------------------------
 
 
+def reach(pieces: list[bytes]) -> int | None:
+    header = HeaderSection()
+    for piece in pieces:
+        header.feed(piece)
+    return header.reach
+
+
 def section(pieces: list[bytes]) -> tuple[int, int, bool]:
     header = HeaderSection()
     for piece in pieces:
@@ -198,6 +205,31 @@ def test_a_text_that_starts_with_a_blank(text: bytes) -> None:
     assert section(single_octets(text)) == (0, 0, True)
 
 
+REACHES = [
+    ("an empty line", b"A: b\r\n\r\nC: d\r\n", 6),
+    ("an empty line first", b"\r\nA: b\r\n", 0),
+    ("a bare line feed first", b"\nA: b\r\n", 0),
+    ("no empty line", b"A: b\r\nC: d\r\n", None),
+    ("no text at all", b"", None),
+    ("lines that are no field", b"A: b\r\nno field\r\nC: d\r\n\r\ntext\r\n\r\n", 22),
+    ("no section at all", b"text here\r\nA: b\r\n", None),
+    ("a blank first", b" text\r\nA: b\r\n\r\n", 13),
+    ("a folded line with a stuffed dot", b"A: b\r\n. c\r\nD: e\r\n\r\n", 17),
+    ("bare line feeds", b"A: b\ntext here\n\nC: d\r\n\r\n", 15),
+    ("a bare carriage return is no line end", b"A: b\r\ntext\r\r\n\rC: d\r\n\r\n", 20),
+    ("the line end of a line with a carriage return too many", b"A: b\r\r\nC: d\r\n\r\n", 13),
+]
+
+
+@pytest.mark.parametrize(("_what", "text", "reach"), REACHES)
+def test_where_the_most_lenient_reader_sees_the_section_end(_what: str, text: bytes, reach: int | None) -> None:
+    for size in (len(text) or 1, 1, 2, 3, 7):
+        header = HeaderSection()
+        for at in range(0, len(text), size):
+            header.feed(text[at : at + size])
+        assert header.reach == reach, size
+
+
 def test_nothing_is_looked_at_behind_the_section() -> None:
     header = HeaderSection()
     header.feed(b"A: b\r\n\r\n")
@@ -214,6 +246,10 @@ def test_the_section_is_the_same_in_every_cutting(data: st.DataObject) -> None:
     text = b"".join(data.draw(st.lists(parts, max_size=20)))
     assert section(data.draw(cuttings(text))) == section([text])
     assert section(single_octets(text)) == section([text])
+    assert reach(data.draw(cuttings(text))) == reach(single_octets(text)) == reach([text])
+    empty_line = re.search(rb"(?:\A|(?<=\n))\r?\n", text)
+    assert reach([text]) == (empty_line.start() if empty_line else None)
+    assert section([text])[1] <= (empty_line.start() if empty_line else len(text))
 
 
 # ---- dots -----------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from clamsmtpd.smtp.events import (
 )
 from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.smtp.relay import OUTSTANDING_MAX, Relay, Terms
-from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, OutTls
+from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Ground, OutTls
 
 CLIENT = st.sampled_from(
     [
@@ -76,7 +76,14 @@ SERVER = st.sampled_from(
         b"garbage\r\n",
     ]
 )
-DECISIONS: list[Decision] = [Deliver(b"X: y\r\n"), Deliver(), Drop(), Bounce(), Defer()]
+DECISIONS: list[Decision] = [
+    Deliver(b"X: y\r\n"),
+    Deliver(insertions=((0, b"X-"),)),
+    Deliver(),
+    Drop(),
+    *map(Bounce, Ground),
+    *map(Defer, Ground),
+]
 EVENTS = st.one_of(
     st.tuples(st.just("client_data"), CLIENT),
     st.tuples(st.just("client_data"), CLIENT),

@@ -61,6 +61,16 @@ def test_an_empty_message_needs_no_line_end() -> None:
     assert Message(chunked=True).finish_chunks() == b""
 
 
+def test_without_an_empty_line_all_of_it_may_be_header_section() -> None:
+    message = Message(chunked=True)
+    message.feed_chunk(b"A: b\r\ntext")
+    message.finish_chunks()
+    assert message.header_reach == message.length == 12
+    message = Message()
+    message.feed(b"A: b\r\n\r\ntext\r\n.\r\n")
+    assert message.header_reach == 6
+
+
 def test_a_failed_message_has_no_header_to_look_for() -> None:
     message = Message()
     message.failure = b"451 no\r\n"

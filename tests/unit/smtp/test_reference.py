@@ -212,7 +212,7 @@ class Network:
                     self.text = b""
                 case Inspect():
                     self.perform(self.relay.decide(judge(self.text)))
-                case Transmit(offset, added, before):
+                case Transmit(((offset, added),), before):
                     text = self.text[:offset] + added + self.text[offset:]
                     assert before in (b"", b"BDAT %d LAST\r\n" % len(text))
                     self.perform(self.relay.transmitted())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from clamsmtpd.smtp.events import Awaits, ToClient
+from clamsmtpd.smtp.events import Awaits, Inspect, ToClient
 from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.smtp.relay import ERRORS_MAX, INPUT_MAX, Relay, Terms
-from clamsmtpd.values import Deliver
+from clamsmtpd.values import Deliver, Envelope
 from tests.support.transcript import GREETING, MESSAGE, play
 
 ANNOUNCE = Terms(announce=True)
@@ -227,6 +227,78 @@ def test_a_field_in_front_of_a_blank_gets_an_empty_line_behind_it() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("decision", "insertions"),
+    [
+        ("deliver-renamed", r"0 X-Old- 8 X-Old- 16 X-Scanned: yes\r\n"),
+        ("deliver-on-top-renamed", r"0 Received: here\r\n 0 X-Old-"),
+        ("deliver-plain-renamed", "0 X-Old- 8 X-Old- 16"),
+    ],
+)
+def test_other_insertions_are_in_order_with_our_field(decision: str, insertions: str) -> None:
+    play(
+        MESSAGE
+        + f"""
+        .. decide {decision}
+        -> DATA
+        <- 354 go ahead
+        ** transmit {insertions}
+    """
+    )
+
+
+@pytest.mark.parametrize(
+    ("decision", "insertions"),
+    [("deliver-renamed", r"0 X-Scanned: yes\r\n\r\n"), ("deliver-plain-renamed", "0 0 X-Old- 8 X-Old-")],
+)
+def test_what_our_field_makes_body_text_stays_as_it_is(decision: str, insertions: str) -> None:
+    play(
+        GREETING
+        + r"""
+        >> MAIL FROM:<>
+        -> MAIL FROM:<>
+        <- 250 ok
+        << 250 ok
+        >> RCPT TO:<b@example.org>
+        -> RCPT TO:<b@example.org>
+        <- 250 ok
+        << 250 ok
+        >> DATA
+        ** begin
+        << 354 End data with <CR><LF>.<CR><LF>
+        >> \x20 indented text
+        >> .
+        ** store   indented text\r\n
+        ** inspect <> b@example.org
+    """
+        + f"""
+        .. decide {decision}
+        -> DATA
+        <- 354 go
+        ** transmit {insertions}
+    """
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        (b"A: b\r\n\r\ntext\r\n", 6),
+        (b"A: b\r\nno field\r\nC: d\r\n\r\ntext\r\n", 22),
+        (b"no field\r\n", 10),
+        (b"\r\nA: b\r\n", 0),
+        (b"", 0),
+    ],
+)
+def test_the_inspection_learns_how_far_the_header_section_may_go(text: bytes, header: int) -> None:
+    relay = play(GREETING)
+    for line in (b"MAIL FROM:<a>\r\n", b"RCPT TO:<b>\r\n"):
+        relay.client_data(line)
+        relay.server_data(b"250 ok\r\n")
+    effects = relay.client_data(b"DATA\r\n" + text + b".\r\n")
+    assert effects[-1] == Inspect(Envelope(b"a", (b"b",)), stuffed=False, header=header)
+
+
 def test_a_dropped_message_is_250_and_the_next_hop_hears_rset() -> None:
     play(
         MESSAGE
@@ -251,6 +323,26 @@ def test_a_bounced_message_is_550() -> None:
         + """
         .. decide bounce
         << 550 5.7.1 Virus found; message refused
+        ** discard
+        -> RSET
+    """
+    )
+
+
+@pytest.mark.parametrize(
+    ("decision", "reply"),
+    [
+        ("bounce-oversize", "552 5.3.4 Message is larger than the virus scanner takes"),
+        ("bounce-forgery", "550 5.6.0 Message holds too many header fields that only this filter may add"),
+        ("defer-oversize", "451 4.3.5 Message is larger than the virus scanner takes now; try again later"),
+    ],
+)
+def test_what_is_not_the_fault_of_a_virus_has_a_reply_of_its_own(decision: str, reply: str) -> None:
+    play(
+        MESSAGE
+        + f"""
+        .. decide {decision}
+        << {reply}
         ** discard
         -> RSET
     """

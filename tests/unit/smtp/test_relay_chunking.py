@@ -63,6 +63,22 @@ def test_to_a_next_hop_with_bdat_in_one_chunk() -> None:
     )
 
 
+def test_the_length_of_the_chunk_counts_every_insertion() -> None:
+    play(
+        CHUNKING
+        + r"""
+        >> BDAT 17 LAST
+        >> Subject: x\r\n\r\nend\c
+        ** begin
+        ** store Subject: x\r\n\r\nend
+        ** inspect a@example.org b@example.org
+        .. decide deliver-renamed
+        -> BDAT 45 LAST
+        ** transmit 0 X-Old- 8 X-Old- 12 X-Scanned: yes\r\n
+    """
+    )
+
+
 def test_to_a_next_hop_without_it_by_data_with_dots_stuffed() -> None:
     play(
         PLAIN
