@@ -50,7 +50,8 @@ class Row:
     """What should come of a fault.
 
     ``what`` tells of it in a sentence. ``log`` is a part of one line of the log, with an ellipsis for what differs from
-    time to time; if it is empty, nothing is logged but what always is. ``case`` is what a test gets that brings several faults about.
+    time to time; if it is empty, nothing is logged but what always is. ``case`` is what a test gets that brings
+    several faults about.
     """
 
     what: str
@@ -224,5 +225,5 @@ def page() -> str:
 
 def _line(row: Row) -> str:
     log = f"`{row.log}`" if row.log else "nothing"
-    cells = (row.what, row.heard, row.delivered, log)
-    return f"| {' | '.join(cell.replace('|', '\\|') for cell in cells)} |"
+    cells = [cell.replace("|", "\\|") for cell in (row.what, row.heard, row.delivered, log)]
+    return f"| {' | '.join(cells)} |"
