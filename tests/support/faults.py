@@ -24,14 +24,14 @@ from tests.support.daemon import Daemon
 __all__ = ["Outcome", "Row", "Section", "delivered", "in_turn", "outcome", "page", "sections"]
 
 #: What the files of tests are about, in the order of the page.
-_FILES = ("next_hop", "client", "disk", "places", "processes", "clock")
+_FILES = ("scanner", "next_hop", "client", "disk", "places", "processes", "clock")
 
 _FOLDER = Path(__file__).parent.parent / "integration"
 
 
 #: Lines of the log that are there without any fault.
 _USUAL = re.compile(
-    r"running as root|clamsmtpd \S+ accepting connections|stopping: \d+ connections|totals: |stopped$"
+    r"running as root|clamd at \S+: ClamAV |clamsmtpd \S+ accepting connections|stopping: \d+ connections|totals: |stopped$"
     r"|[0-9A-F]{6}: accepted connection from: "
 )
 
