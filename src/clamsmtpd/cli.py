@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import getopt
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clamsmtpd import __version__
-from clamsmtpd.config import DEFAULT_PATH, ConfigError, Settings, load, printable
+from clamsmtpd.config import DEFAULT_PATH, ConfigError, Loaded, Settings, load, printable, working_directory
 
 __all__ = ["BAD_USAGE", "main"]
 
@@ -76,21 +78,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.append(
             f"an argument is an old form; write OutAddress: {printable(positional[0])} in the settings file"
         )
+    # One that comes from here on is kept until there is somebody to read the settings again.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # Before there was a settings file, an argument was all it took.
+    required = "-f" in names or not positional
+    read = functools.partial(load, path, overrides, required=required, folder=working_directory())
     try:
-        # Before there was a settings file, an argument was all it took.
-        loaded = load(path, overrides, required="-f" in names or not positional)
+        loaded = read()
     except ConfigError as error:
         print(f"clamsmtpd: {error}", file=sys.stderr)
         return BAD_USAGE
-    return _run(loaded.settings, level, (*warnings, *loaded.warnings))
+    return _run(loaded.settings, level, (*warnings, *loaded.warnings), read)
 
 
-def _run(settings: Settings, level: int | None, warnings: Sequence[str]) -> int:
+def _run(settings: Settings, level: int | None, warnings: Sequence[str], read: Callable[[], Loaded]) -> int:
     try:
         # Only now: bad usage and a bad configuration are told without loading the daemon.
         from clamsmtpd import daemon  # noqa: PLC0415
 
-        return daemon.run(settings, foreground_level=level, warnings=warnings)
+        return daemon.run(settings, foreground_level=level, warnings=warnings, load=read)
     except KeyboardInterrupt:
         # Once the daemon serves, SIGINT is a clean stop. Until then nothing was begun that could end well.
         return NOT_STARTED

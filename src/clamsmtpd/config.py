@@ -40,6 +40,7 @@ __all__ = [
     "Settings",
     "load",
     "printable",
+    "working_directory",
 ]
 
 DEFAULT_PATH = "/etc/clamsmtpd.conf"
@@ -54,6 +55,7 @@ class Settings:
     """All settings, checked. Seconds are whole; paths are absolute.
 
     ``keep_alives`` and ``workers`` are None for automatic. ``actions_for`` are in their order in the file.
+    ``listen_given`` tells whether ``listen`` was given; if not, it is the default.
     """
 
     action: Action
@@ -81,6 +83,7 @@ class Settings:
     workers: int | None
     xclient: bool
     debug_files: bool
+    listen_given: bool = False
 
 
 class Loaded(NamedTuple):
@@ -93,7 +96,8 @@ class Loaded(NamedTuple):
 class Setting(NamedTuple):
     """A row of the table. ``parse`` raises ValueError with what is wrong and what would be right.
 
-    ``many``: the setting may be given more than once, and its value is a tuple of all of them.
+    ``many``: the setting may be given more than once, and its value is a tuple of all of them. ``path``: it is a path,
+    which may be relative.
     """
 
     name: str
@@ -103,6 +107,7 @@ class Setting(NamedTuple):
     help: str
     shown_default: str = ""
     many: bool = False
+    path: bool = False
 
 
 _TRUE = frozenset({"on", "yes", "true", "t", "1"})
@@ -260,17 +265,26 @@ def _network(word: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return network
 
 
-def _path(text: str) -> str:
-    # The daemon goes to the root directory; until then, a relative path means what it meant to whoever started it.
-    # Not abspath: to take out ".." in the text leads elsewhere where a directory is a symbolic link.
+def working_directory() -> str:
+    """Return the directory that relative paths are relative to; nothing if it is gone."""
     try:
-        return text if text.startswith("/") else os.path.join(os.getcwd(), text)
+        return os.getcwd()
     except OSError:
-        raise ValueError(f'"{text}" is relative to a working directory that is gone; give a full path') from None
+        return ""
 
 
-def _path_or_none(text: str) -> str | None:
-    return _path(text) if text else None
+def _path_from(folder: str, text: str) -> str:
+    # The daemon goes to the root directory; a relative path means what it meant to whoever started it.
+    # Not abspath: to take out ".." in the text leads elsewhere where a directory is a symbolic link.
+    if text.startswith("/"):
+        return text
+    if not folder:
+        raise ValueError(f'"{text}" is relative to a working directory that is gone; give a full path')
+    return os.path.join(folder, text)
+
+
+def _text_or_none(text: str) -> str | None:
+    return text or None
 
 
 def _user(text: str) -> str:
@@ -293,10 +307,6 @@ def _automatic_or(parse: Callable[[str], int]) -> Callable[[str], int | None]:
 
 
 _WORKERS_MAX = 256
-
-
-def _command(text: str) -> str | None:
-    return text or None
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -404,10 +414,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "PidFile",
         "pid_file",
-        _path_or_none,
+        _text_or_none,
         None,
         "A file for the daemon's process id. It is removed when the daemon stops. The flag -p beats this setting.",
         "none",
+        path=True,
     ),
     Setting(
         "ProxyProtocol",
@@ -436,10 +447,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "TempDirectory",
         "temp_directory",
-        _path,
+        str,
         "/tmp",  # noqa: S108 - the default since 1.x; files in it are made without a name or with O_EXCL
         "Where large messages wait for their verdict and quarantined ones are kept. The daemon must be able to write "
         "there; nobody else should.",
+        path=True,
     ),
     Setting(
         "TimeOut",
@@ -453,19 +465,21 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "TLSCertificate",
         "tls_certificate",
-        _path,
+        str,
         None,
         "A certificate in PEM format, with those between it and its authority behind it. Clients are then offered "
         "STARTTLS. A renewed certificate is used for the next connection, if the daemon's user can read it.",
         "none; no TLS with clients",
+        path=True,
     ),
     Setting(
         "TLSKey",
         "tls_key",
-        _path,
+        str,
         None,
         "The certificate's key in PEM format, without a passphrase.",
         "in the file of the certificate",
+        path=True,
     ),
     Setting(
         "TransparentProxy",
@@ -497,7 +511,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "VirusAction",
         "virus_action",
-        _command,
+        _text_or_none,
         None,
         "A command for /bin/sh to run for each infected message (see THE HOOK in clamsmtpd(8)).",
         "none",
@@ -545,24 +559,30 @@ class _Line(NamedTuple):
     value: str
 
 
-def load(path: str, overrides: Sequence[tuple[str, str, str]] = (), *, required: bool = True) -> Loaded:
+def load(
+    path: str, overrides: Sequence[tuple[str, str, str]] = (), *, required: bool = True, folder: str | None = None
+) -> Loaded:
     """Read the settings file at ``path``, then let ``overrides`` beat it.
 
     An override is a flag as typed, a setting's name and its value. With ``required`` false the file may
-    be missing, which is then a warning. Raises :class:`ConfigError`.
+    be missing, which is then a warning. Relative paths, ``path`` as well, are relative to ``folder``: to the
+    working directory if it is None. Raises :class:`ConfigError`.
     """
+    folder = working_directory() if folder is None else folder
+    place = os.path.join(folder, path)
     warnings: list[str] = []
-    if not required and not os.path.lexists(path):
+    if not required and not os.path.lexists(place):
         warnings.append(f"{path}: is missing; only the flags count")
         lines: list[_Line] = []
     else:
-        lines = _read(path, warnings)
+        lines = _read(path, place, warnings)
     lines += [_Line(flag, name, value) for flag, name, value in overrides]
-    values = _collect(lines, len(overrides), warnings)
+    values = _collect(lines, len(overrides), folder, warnings)
+    listen_given = "listen" in values
     for setting in SETTINGS:
         if setting.attribute not in values:
             values[setting.attribute] = (_Line(path, setting.name, setting.default or ""), _default(setting))
-    settings = Settings(**{attribute: value for attribute, (_, value) in values.items()})
+    settings = Settings(**{attribute: value for attribute, (_, value) in values.items()}, listen_given=listen_given)
     _check_together(settings, path, {attribute: line.where for attribute, (line, _) in values.items()})
     return Loaded(settings, tuple(printable(warning) for warning in warnings))
 
@@ -574,11 +594,11 @@ def _default(setting: Setting) -> Any:  # noqa: ANN401 - of the setting's own ty
     return (value,) if setting.many else value
 
 
-def _collect(lines: Sequence[_Line], overrides: int, warnings: list[str]) -> dict[str, tuple[_Line, Any]]:
+def _collect(lines: Sequence[_Line], overrides: int, folder: str, warnings: list[str]) -> dict[str, tuple[_Line, Any]]:
     """Understand all lines, of which the last ``overrides`` are flags; return line and value by attribute."""
     values: dict[str, tuple[_Line, Any]] = {}
     for number, line in enumerate(lines):
-        setting, value = _understand(line, warnings)
+        setting, value = _understand(line, folder, warnings)
         earlier = values.get(setting.attribute)
         in_file = number < len(lines) - overrides
         if setting.many:
@@ -621,9 +641,10 @@ def _check_together(settings: Settings, path: str, where: dict[str, str]) -> Non
         )
 
 
-def _read(path: str, warnings: list[str]) -> list[_Line]:
+def _read(path: str, place: str, warnings: list[str]) -> list[_Line]:
+    """Return the lines of the file at ``place``, which messages call ``path``."""
     try:
-        text, warning = read_settings_file(path)
+        text, warning = read_settings_file(place)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; name the settings file with -f") from None
     except ValueError as error:
@@ -643,7 +664,7 @@ def _read(path: str, warnings: list[str]) -> list[_Line]:
     return lines
 
 
-def _understand(line: _Line, warnings: list[str]) -> tuple[Setting, Any]:
+def _understand(line: _Line, folder: str, warnings: list[str]) -> tuple[Setting, Any]:
     where, name, value = line
     try:
         if "\0" in value:
@@ -666,7 +687,8 @@ def _understand(line: _Line, warnings: list[str]) -> tuple[Setting, Any]:
                 for symbol in re.findall(r"%(.)", value)
                 if symbol not in "ild%"
             ]
-        return setting, setting.parse(value)
+        parsed = setting.parse(value)
+        return setting, _path_from(folder, parsed) if setting.path and parsed is not None else parsed
     except (ValueError, AddressError) as error:
         raise ConfigError(f"{where}: {printable(name)}: {printable(str(error))}") from None
 

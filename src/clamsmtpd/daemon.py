@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clamsmtpd import __version__, log, worker
+from clamsmtpd.activation import passed_sockets
 from clamsmtpd.commons import Commons
-from clamsmtpd.config import Settings
+from clamsmtpd.config import Loaded, Settings
 from clamsmtpd.descriptors import shed
 from clamsmtpd.listeners import Listener, listen
-from clamsmtpd.metrics import SERVING, SESSIONS
+from clamsmtpd.metrics import BEAT, READINESS, SERVING, SESSIONS
+from clamsmtpd.notify import Notifier
 from clamsmtpd.pidfile import PidFile
 from clamsmtpd.privileges import become, drop_capabilities, find_user, forbid_core_dumps, raise_descriptor_limit
+from clamsmtpd.readiness import READY, WAITS_FOR_NEXT_HOP
+from clamsmtpd.renewal import Renewal
 from clamsmtpd.supervisor import Supervisor, Tie, automatic_workers
 from clamsmtpd.tempdirectory import check_temp_directory
 from clamsmtpd.tls import Certificate, client_context
-from clamsmtpd.values import Listen, StartError, UnixAddress
+from clamsmtpd.values import StartError
 
 __all__ = ["run"]
 
@@ -33,11 +37,18 @@ _LEVEL_AT_START = 2
 _READY = b"1"
 
 
-def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[str] = ()) -> int:
+def run(
+    settings: Settings,
+    *,
+    foreground_level: int | None,
+    warnings: Sequence[str] = (),
+    load: Callable[[], Loaded] | None = None,
+) -> int:
     """Run the daemon until it is told to stop; return the exit status.
 
     ``foreground_level`` is that of ``-d``, None to leave the terminal. ``warnings`` are told to
     whoever starts it. The process that started a daemon in the background returns as soon as that is serving.
+    ``load`` reads the settings anew, and raises ConfigError; SIGHUP may be blocked until then.
     """
     # Before the first socket is opened.
     shed()
@@ -45,11 +56,14 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
     _warn(*warnings)
     pid_file: PidFile | None = None
     listeners: list[Listener] = []
+    notifier = Notifier(os.environ)
     try:
         user = find_user(settings.user) if settings.user else None
         # As long as we are root: the key is not for the user whom we become to read.
         certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
-        listeners = listen(settings.listen)
+        passed = passed_sockets(os.environ)
+        # The default is for whoever says nothing of where to listen, in no way.
+        listeners = listen(settings.listen if settings.listen_given or not passed else (), passed)
         ready = _detach() if foreground_level is None else None
         if ready in (_STARTED, _NOT_STARTED):
             return CLEAN_STOP if ready == _STARTED else START_FAILED
@@ -62,14 +76,14 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
         drop_capabilities()
         if os.geteuid() == 0:
             _log.warning("running as root is not needed; give a user with the setting User")
-        _warn(*check_temp_directory(settings.temp_directory))
+        _warn(*_check(settings))
         if certificate is not None:
             _warn(certificate.renewable())
-        status = _serve(settings, listeners, certificate, pid_file, ready)
+        renewal = Renewal(settings, certificate, load or (lambda: Loaded(settings, ())), _check)
+        status = _serve(renewal, listeners, notifier, pid_file, ready)
     except StartError as error:
         _log.critical("%s", error)
-        if listeners:
-            _remove_sockets(settings.listen)
+        _remove_sockets(listeners)
         status = START_FAILED
     except Exception as error:  # noqa: BLE001
         # No traceback reaches a user; it is there for whoever asks for the debug log.
@@ -85,22 +99,19 @@ def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[
 
 
 def _serve(
-    settings: Settings,
-    listeners: Sequence[Listener],
-    certificate: Certificate | None,
-    pid_file: PidFile | None,
-    ready: int | None,
+    renewal: Renewal, listeners: Sequence[Listener], notifier: Notifier, pid_file: PidFile | None, ready: int | None
 ) -> int:
     """Serve in this process, or in several under this one; return the exit status. Raises StartError."""
+    settings = renewal.settings
     workers = settings.workers or automatic_workers(settings.max_connections)
     commons = Commons(workers, settings.max_connections)
-    crew = _Crew(settings, listeners, certificate, commons, pid_file=pid_file, ready=ready)
+    crew = _Crew(renewal, listeners, commons, notifier, pid_file=pid_file, ready=ready)
     if workers == 1:
         status = crew.work_alone()
     else:
         # What would stop each of the workers is told once.
         client_context(settings.out_tls)
-        status = Supervisor(workers, crew).run()
+        status = Supervisor(workers, crew, watchdog=crew.watchdog).run()
     if status == CLEAN_STOP:
         crew.report()
         _log.info("stopped")
@@ -112,18 +123,23 @@ class _Crew:
 
     def __init__(
         self,
-        settings: Settings,
+        renewal: Renewal,
         listeners: Sequence[Listener],
-        certificate: Certificate | None,
         commons: Commons,
+        notifier: Notifier,
         *,
         pid_file: PidFile | None,
         ready: int | None,
     ) -> None:
-        self._settings = settings
+        self._renewal = renewal
         self._listeners = listeners
-        self._certificate = certificate
         self._commons = commons
+        self._notifier = notifier
+        #: Seconds between two words to the watchdog: it may miss one.
+        self.watchdog = None if notifier.watchdog is None else notifier.watchdog / 2
+        self._started = False
+        # Of READINESS, what the service manager has been told.
+        self._told = 0
         self._pid_file = pid_file
         # Where the first process hears that we serve; None in the foreground, and once it has heard.
         self._ready = ready
@@ -131,7 +147,12 @@ class _Crew:
 
     def work_alone(self) -> int:
         """Serve in this process; return the exit status."""
-        obey = worker.alone(on_serving=self.on_started, on_stop=self.on_stop, report=self.report)
+        obey = worker.alone(
+            on_serving=self._on_serving_alone,
+            on_stop=self.on_stop,
+            on_hangup=lambda service: self._reload(lambda: service.read_again(aloud=True)),
+            report=self.report,
+        )
         status = self._serve(0, obey)
         if status != CLEAN_STOP:
             _log.warning("stopped before all transactions had ended")
@@ -143,10 +164,19 @@ class _Crew:
             self._pid_file.let_go()
         if self._ready is not None:
             os.close(self._ready)
-        return self._serve(number, worker.under(tie, on_serving=self._on_worker_serving))
+        # One is enough, and once: the next hop is to see no connections that no client has made.
+        asks = bool(self._notifier) and number == 0 and self._told != READY
+        return self._serve(number, worker.under(tie, on_serving=self._on_worker_serving, finds_out_readiness=asks))
 
     def _serve(self, number: int, obey: worker.Obey) -> int:
-        return worker.serve(self._settings, self._listeners, self._certificate, self._commons.share(number), obey)
+        return worker.serve(self._listeners, self._renewal, self._commons.share(number), obey)
+
+    def _on_serving_alone(self, service: worker.Service) -> None:
+        self.on_started()
+        if self._notifier:
+            service.find_out_readiness(self.on_look)
+        if self.watchdog is not None:
+            service.repeat(self.watchdog, self.on_alive)
 
     def _on_worker_serving(self) -> None:
         if self._in_background:
@@ -155,17 +185,58 @@ class _Crew:
     def serves(self, number: int) -> bool:
         return bool(self._commons.metrics.row(number)[SERVING])
 
+    def beat(self, number: int) -> int:
+        beat: int = self._commons.metrics.row(number)[BEAT]
+        return beat
+
+    def sessions(self) -> int:
+        return self._commons.metrics.total(SESSIONS)
+
     def on_started(self) -> None:
+        self._started = True
         if self._ready is not None:
             _leave_terminal()
             os.write(self._ready, _READY)
             os.close(self._ready)
             self._ready = None
-        places = ", ".join(map(str, self._settings.listen))
+        places = ", ".join(dict.fromkeys(str(listener.listen) for listener in self._listeners))
         _log.info("clamsmtpd %s accepting connections on %s", __version__, places)
 
+    def on_look(self) -> None:
+        step = self._commons.metrics.row(0)[READINESS]
+        if not self._started or self._told in (step, READY) or not step:
+            return
+        self._told = step
+        if step == READY:
+            self._notifier.ready()
+        elif step == WAITS_FOR_NEXT_HOP:
+            self._notifier.waiting(f"the next hop, {self._renewal.settings.out_address}")
+        else:
+            self._notifier.waiting("a scanner")
+
+    def on_alive(self) -> None:
+        self._notifier.alive()
+
+    def read_again(self, tell: Callable[[], None]) -> None:
+        def read() -> None:
+            # A worker makes more of them. What would keep each of them from that is told once.
+            if self._renewal.read(lambda settings, _: client_context(settings.out_tls), aloud=True):
+                tell()
+
+        self._reload(read)
+
+    def _reload(self, read: Callable[[], None]) -> None:
+        if self._told != READY:
+            # There is no way back from "ready" to a start that goes on.
+            read()
+            return
+        self._notifier.reloading()
+        read()
+        self._notifier.ready()
+
     def on_stop(self) -> None:
-        _remove_sockets(self._settings.listen)
+        self._notifier.stopping()
+        _remove_sockets(self._listeners)
         if self._commons.workers > 1:
             # As long as one process has them open, clients could connect, and would wait for nobody.
             for listener in self._listeners:
@@ -180,14 +251,13 @@ class _Crew:
         _log.info("totals: %s", self._commons.metrics)
 
 
-def _remove_sockets(places: Sequence[Listen]) -> None:
+def _remove_sockets(listeners: Sequence[Listener]) -> None:
     """Remove Unix sockets while we still listen on them: later they may be those of the daemon that follows us."""
-    for place in places:
-        if isinstance(place.address, UnixAddress):
-            try:
-                os.unlink(place.address.path)
-            except OSError as error:
-                _log.info("cannot remove %s: %s", place.address.path, error.strerror)
+    for listener in listeners:
+        try:
+            listener.remove()
+        except OSError as error:
+            _log.info("cannot remove %s: %s", listener.listen.address, error.strerror)
 
 
 _STARTED = -1
@@ -224,6 +294,11 @@ def _leave_terminal() -> None:
     for descriptor in range(3):
         os.dup2(null, descriptor)
     os.close(null)
+
+
+def _check(settings: Settings) -> Sequence[str]:
+    """Find out whether settings that are good in themselves can be used here; return warnings. Raises StartError."""
+    return check_temp_directory(settings.temp_directory)
 
 
 def _warn(*warnings: str | None) -> None:

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clamsmtpd.activation import bound_to
 from clamsmtpd.values import Listen, StartError, TcpAddress, UnixAddress
 
 __all__ = ["Listener", "listen"]
@@ -31,6 +32,8 @@ _HINTS = {
 #: A host name may have an address of a family that is switched off here, as ``localhost`` in many a container has.
 _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
+_EVERYWHERE = frozenset({"::", "0.0.0.0"})
+
 #: To chown(2) the highest number of 32 bits, and -1, mean "as it is".
 _ID_MAX = 2**32 - 2
 _AS_IT_IS = -1
@@ -38,29 +41,65 @@ _AS_IT_IS = -1
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A bound, listening socket, and the Listen line that it is for."""
+    """A bound, listening socket, and the Listen line that it is for.
+
+    ``passed``: it was bound by somebody else, and goes on when we stop.
+    """
 
     socket: socket.socket
     listen: Listen
+    passed: bool = False
+
+    def remove(self) -> None:
+        """Remove the name of a unix socket that is ours. Raises OSError."""
+        if isinstance(self.listen.address, UnixAddress) and not self.passed:
+            os.unlink(self.listen.address.path)
 
 
-def listen(places: Sequence[Listen]) -> list[Listener]:
+def listen(places: Sequence[Listen], passed: Sequence[socket.socket] = ()) -> list[Listener]:
     """Return the sockets for all ``places``: one for each, or one for each address of a host name.
 
-    Raises StartError; then none is left open.
+    Where one of those that were ``passed`` is bound to the address of a place, it is that place's, and nothing more is
+    bound for it. The others speak plain SMTP. Raises StartError; then none is left open.
     """
+    left = list(passed)
     listeners: list[Listener] = []
     try:
         for place in places:
-            listeners += [Listener(sock, place) for sock in _listen(place)]
+            ours = _find(place, left)
+            if ours:
+                left = [sock for sock in left if sock not in ours]
+                listeners += [Listener(sock, place, passed=True) for sock in ours]
+            else:
+                listeners += [Listener(sock, place) for sock in _listen(place)]
     except StartError:
         for listener in listeners:
-            if isinstance(listener.listen.address, UnixAddress):
-                with contextlib.suppress(OSError):
-                    os.unlink(listener.listen.address.path)
+            with contextlib.suppress(OSError):
+                listener.remove()
             listener.socket.close()
+        for sock in left:
+            sock.close()
         raise
-    return listeners
+    return [*listeners, *(Listener(sock, Listen(bound_to(sock)), passed=True) for sock in left)]
+
+
+def _find(place: Listen, passed: Sequence[socket.socket]) -> list[socket.socket]:
+    """Return those of the sockets passed to us that a Listen line is about."""
+    address = place.address
+    if isinstance(address, UnixAddress):
+        return [sock for sock in passed if bound_to(sock) == address]
+    there = [sock for sock in passed if sock.family != socket.AF_UNIX and sock.getsockname()[1] == address.port]
+    hosts = _EVERYWHERE if address.host is None else _resolve(address.host) if there else frozenset()
+    return [sock for sock in there if sock.getsockname()[0] in hosts]
+
+
+def _resolve(host: str) -> frozenset[str]:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        # The try to listen there will say so.
+        return frozenset()
+    return frozenset(str(name[0]) for _, _, _, _, name in found)
 
 
 def _listen(place: Listen) -> list[socket.socket]:

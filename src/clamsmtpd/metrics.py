@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 __all__ = [
+    "BEAT",
     "CLEAN",
     "CONNECTIONS",
     "INFECTED",
@@ -12,6 +13,7 @@ __all__ = [
     "OCTETS",
     "OVERSIZE",
     "PASSED",
+    "READINESS",
     "REFUSED",
     "ROW_SIZE",
     "SCANNERS",
@@ -66,11 +68,17 @@ METRICS: tuple[Metric, ...] = (
     SCANNERS,
 ) = range(len(METRICS))
 
+#: Two more cells of a row, which only the supervisor reads: one that changes as long as the worker's event loop turns,
+#: and how far the worker is with finding out whether all that mail needs can be used.
+BEAT, READINESS = range(len(METRICS), len(METRICS) + 2)
+
+_CELLS = len(METRICS) + 2
+
 # Octets that a processor takes at once. What two workers write is never in the same of them.
 _CACHE_LINE = 64
 
-#: Octets of a row: eight for each number, and what is left of the last cache line.
-ROW_SIZE = -(-8 * len(METRICS) // _CACHE_LINE) * _CACHE_LINE
+#: Octets of a row: eight for each cell, and what is left of the last cache line.
+ROW_SIZE = -(-8 * _CELLS // _CACHE_LINE) * _CACHE_LINE
 
 
 class Metrics:
@@ -86,10 +94,10 @@ class Metrics:
     def __init__(self, memory: memoryview | None = None) -> None:
         cells = (memoryview(bytearray(ROW_SIZE)) if memory is None else memory).cast("q")
         length = ROW_SIZE // 8
-        self._rows = [cells[start : start + len(METRICS)] for start in range(0, len(cells), length)]
+        self._rows = [cells[start : start + _CELLS] for start in range(0, len(cells), length)]
 
     def row(self, worker: int) -> memoryview:
-        """Return the row of one worker: a number for each of ``METRICS``, to be counted up in place."""
+        """Return the row of one worker: numbers, to be counted up in place, and the two cells behind."""
         return self._rows[worker]
 
     def total(self, metric: int) -> int:
@@ -106,6 +114,7 @@ class Metrics:
         for index, metric in enumerate(METRICS):
             if metric.gauge:
                 row[index] = 0
+        row[BEAT] = row[READINESS] = 0
 
     def __str__(self) -> str:
         return ", ".join(f"{metric.name}={self.total(index)}" for index, metric in enumerate(METRICS))

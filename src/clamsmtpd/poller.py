@@ -31,9 +31,12 @@ class Poller:
         self.loop.add_reader(self._epoll.fileno(), self._on_ready)
 
     def watch(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
-        """Call ``handler`` with the events of epoll(7) whenever one of ``events`` is there, or an error."""
-        self._handlers[descriptor] = handler
+        """Call ``handler`` with the events of epoll(7) whenever one of ``events`` is there, or an error.
+
+        Raises OSError when the system watches as many as it may.
+        """
         self._epoll.register(descriptor, events)
+        self._handlers[descriptor] = handler
 
     def change(self, descriptor: int, events: int) -> None:
         """Wait for other events."""

@@ -8,7 +8,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.commons import Commons, Share
@@ -52,6 +52,49 @@ _FIRST_ID, _LAST_ID = 0x100000, 0xFFFFFF
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+class _Scanners:
+    """The scanners of some settings, what is scanned there, and what of that nobody waits for any more."""
+
+    __slots__ = ("orphans", "pool", "scans", "settings")
+
+    def __init__(self, settings: Settings, share: Share) -> None:
+        self.settings = settings
+        self.pool = Pool(settings.clam_addresses, time_out=settings.time_out)
+        self.scans = Scans(self.pool, share.verdicts, share.row)
+        self.orphans = Orphans()
+
+    def suit(self, settings: Settings) -> bool:
+        """Whether other settings want the same ones."""
+        return self._wanted(self.settings) == self._wanted(settings)
+
+    @staticmethod
+    def _wanted(settings: Settings) -> tuple[object, ...]:
+        return settings.clam_addresses, settings.time_out, settings.temp_directory
+
+    async def close(self) -> None:
+        """Give up what is still scanned, and close the connections."""
+        await self.orphans.end()
+        self.pool.close()
+
+
+class _Setup:
+    """What is made of one reading of the settings. A session keeps the one that it began with."""
+
+    __slots__ = ("_on_ended", "host", "scanners", "sessions")
+
+    host: Host
+
+    def __init__(self, scanners: _Scanners, on_ended: Callable[[_Setup, Session], None]) -> None:
+        self.scanners = scanners
+        self.sessions = 0
+        self._on_ended = on_ended
+
+    def ended(self, session: Session) -> None:
+        """Take note of the end of a session that had it."""
+        self.sessions -= 1
+        self._on_ended(self, session)
+
+
 class Server:
     """Accepts clients on ``listeners``, which are bound and listening, and runs a session for each.
 
@@ -74,25 +117,59 @@ class Server:
         self._places = share.places
         # A turn in which one worker takes all who wait gives it all those connections for as long as they last.
         self._batch = ACCEPT_BATCH if share.workers == 1 else 1
-        self._pool = Pool(settings.clam_addresses, time_out=settings.time_out)
         self._hooks = HookRunner()
         self._poller = Poller()
-        self._orphans = Orphans()
-        self._host = Host(
-            settings=settings,
-            poller=self._poller,
-            inspector=Inspector(settings, Scans(self._pool, share.verdicts, share.row), self._hooks, row=share.row),
-            orphans=self._orphans,
-            ended=self._on_ended,
-            certificate=certificate,
-            out_context=client_context(settings.out_tls),
-            outgoing=share.outgoing,
-        )
+        self._setup = self._set_up(settings, certificate, _Scanners(settings, share))
+        # Those from before, for as long as a session has them, and the tasks that close what nobody has any more.
+        self._old_setups: set[_Setup] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._sessions: set[Session] = set()
         self._empty = asyncio.Event()
         # Given up for a moment when descriptors run out, so that a client can be told 421, not cut off.
         self._reserve = -1
-        self._next_complaint = 0.0
+        # When the next line about each kind of trouble may come.
+        self._next_complaint: dict[str, float] = {}
+
+    def _set_up(self, settings: Settings, certificate: Certificate | None, scanners: _Scanners) -> _Setup:
+        setup = _Setup(scanners, self._on_ended)
+        setup.host = Host(
+            settings=settings,
+            poller=self._poller,
+            inspector=Inspector(settings, scanners.scans, self._hooks, row=self._share.row),
+            orphans=scanners.orphans,
+            ended=setup.ended,
+            certificate=certificate,
+            out_context=client_context(settings.out_tls),
+            outgoing=self._share.outgoing,
+        )
+        return setup
+
+    def renew(self, settings: Settings, certificate: Certificate | None) -> None:
+        """Have connections from now on served by other settings; sessions that there are keep theirs.
+
+        Where to listen, and how many clients there may be, stays as it is. Raises StartError, as at the start; then
+        nothing has changed.
+        """
+        old = self._setup
+        # What has been learnt of the same scanners is as true as before.
+        scanners = old.scanners if old.scanners.suit(settings) else _Scanners(settings, self._share)
+        self._setup = self._set_up(settings, certificate, scanners)
+        self._old_setups.add(old)
+        self._let_go(old)
+
+    def _let_go(self, setup: _Setup) -> None:
+        """Let go of what a setup from before has alone, when no session has it any more."""
+        if setup.sessions == 0:
+            self._old_setups.discard(setup)
+            if all(setup.scanners is not other.scanners for other in (self._setup, *self._old_setups)):
+                # Not at once: what has just been cancelled has not heard of it yet.
+                closing = asyncio.get_running_loop().create_task(setup.scanners.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+
+    async def usable(self) -> None:
+        """Return when a scanner can be used: one of the settings in force now."""
+        await self._setup.scanners.pool.usable()
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set; then let transactions in flight end, and return."""
@@ -116,9 +193,9 @@ class Server:
         while self._sessions:
             self._empty.clear()
             await self._empty.wait()
-        await self._orphans.end()
+        await self._setup.scanners.close()
+        await asyncio.gather(*self._closing)
         await self._hooks.drain(HOOK_LIMIT)
-        self._pool.close()
         self._poller.close()
         if self._reserve >= 0:
             os.close(self._reserve)
@@ -164,14 +241,21 @@ class Server:
                 _refuse(sock)
 
     def _start(self, sock: socket.socket, listen: Listen) -> None:
+        setup = self._setup
         try:
-            session = Session(self._host, self._next_tag(), sock, listen)
+            session = Session(setup.host, self._next_tag(), sock, listen)
         except OSError:
             sock.close()
             self._places.give_back()
             return
+        setup.sessions += 1
         self._sessions.add(session)
-        session.start(sock)
+        try:
+            session.start(sock)
+        except OSError as error:
+            self._complain("cannot watch a connection: %s", describe(error))
+            _refuse(sock)
+            setup.ended(session)
 
     def _next_tag(self) -> str:
         """Return the id of the next connection in the log. Each worker has its own, as a row in the same memory."""
@@ -181,9 +265,11 @@ class Server:
         ids = _LAST_ID - _FIRST_ID + 1
         return f"{_FIRST_ID + number % (ids - ids % share.workers):06X}"
 
-    def _on_ended(self, session: Session) -> None:
+    def _on_ended(self, setup: _Setup, session: Session) -> None:
         self._sessions.discard(session)
         self._places.give_back()
+        if setup is not self._setup:
+            self._let_go(setup)
         if not self._sessions:
             self._empty.set()
 
@@ -216,8 +302,8 @@ class Server:
 
     def _complain(self, message: str, argument: object) -> None:
         now = asyncio.get_running_loop().time()
-        if now >= self._next_complaint:
-            self._next_complaint = now + COMPLAINT_INTERVAL
+        if now >= self._next_complaint.get(message, 0.0):
+            self._next_complaint[message] = now + COMPLAINT_INTERVAL
             _log.warning(message, argument)
 
 

@@ -228,7 +228,10 @@ class Session:
         )
 
     def start(self, sock: socket.socket) -> None:
-        """Take over the accepted socket, and begin the dialogue."""
+        """Take over the accepted socket, and begin the dialogue.
+
+        Raises OSError if the system cannot watch another; the socket is the caller's then.
+        """
         self._client = Connection(sock, _ClientProtocol(self), self.client_received, self._host.poller)
         if self._proxy is None:
             self._connect()
@@ -391,7 +394,7 @@ class Session:
             self._could_not_connect(address, error)
             return
         if found is not None:
-            self._server_made(*found)
+            self._server_made(address, *found)
         elif isinstance(address, TcpAddress):
             self._connecting = self._loop.create_task(self._connect_by_name(address))
 
@@ -404,7 +407,7 @@ class Session:
             self._could_not_connect(address, error)
             return
         self._connecting = None
-        self._server_made(sock, end)
+        self._server_made(address, sock, end)
 
     def _could_not_connect(self, address: Address, error: Exception) -> None:
         self.run(self.relay.server_lost, f"cannot connect to {address}: {describe(error)}")
@@ -420,13 +423,20 @@ class Session:
             return TcpAddress(client.host, address.port) if client is not None else None
         return address
 
-    def _server_made(self, sock: socket.socket, end: TcpAddress | None) -> None:
+    def _server_made(self, address: Address, sock: socket.socket, end: TcpAddress | None) -> None:
         """Take over the connection to the next hop at ``end``, which may still be under way."""
         self._server_heard = False
-        self._server_ends = (end_point(sock.getsockname()), end)
-        self._host.outgoing.add(self._server_ends)
-        self._server_protocol = _ServerProtocol(self)
-        self._server = Connection(sock, self._server_protocol, self.server_received, self._host.poller)
+        protocol = _ServerProtocol(self)
+        try:
+            ends = end_point(sock.getsockname()), end
+            self._server = Connection(sock, protocol, self.server_received, self._host.poller)
+        except OSError as error:
+            # So many descriptors are watched that the system takes no more (max_user_watches, epoll(7)).
+            sock.close()
+            self._could_not_connect(address, error)
+            return
+        self._server_protocol, self._server_ends = protocol, ends
+        self._host.outgoing.add(ends)
         if not self._is_our_own():
             self._route.server = host_of(end)
 

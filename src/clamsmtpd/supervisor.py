@@ -17,7 +17,7 @@ from typing import Protocol
 
 from clamsmtpd.values import StartError
 
-__all__ = ["STOP_AT_ONCE", "Crew", "Supervisor", "Tie", "automatic_workers"]
+__all__ = ["READ_AGAIN", "STOP_AT_ONCE", "Crew", "Supervisor", "Tie", "automatic_workers"]
 
 _log = logging.getLogger("clamsmtpd")
 
@@ -28,11 +28,28 @@ FAILED = 1
 #: that stops us may send SIGTERM to each of our processes, and the supervisor then sends it once more.
 STOP_AT_ONCE = signal.SIGQUIT
 
+#: What a worker is told when the settings are to be read anew. It is no SIGHUP: one that a terminal sends to all of us
+#: is for the supervisor alone to understand.
+READ_AGAIN = signal.SIGUSR2
+
 #: What the workers are told the first, the second and every further time that the supervisor is told to stop. The last
 #: is for a worker that is past hearing anything.
 _STEPS = (signal.SIGTERM, STOP_AT_ONCE, signal.SIGKILL)
 
-_SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+# READ_AGAIN among them, so that it waits for a worker that has no handler for it yet.
+_SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, READ_AGAIN})
+
+#: Seconds after which what is still in flight is cut when we are told to stop. systemd kills after 90
+#: (TimeoutStopSec), and we would rather say what was lost.
+DRAIN_LIMIT = 75.0
+
+#: Seconds that workers have to end when they were told to do so at once; then they are killed.
+KILL_PAUSE = 5.0
+
+#: Seconds between two looks at whether the workers' event loops turn, and how many of them in a row may find that one
+#: does not before it is killed. Looks are counted, not seconds: a machine that was asleep has looked at nobody.
+LOOK_INTERVAL = 10.0
+LOOKS = 6
 
 #: Seconds after its start within which a worker's death is a sign that the next one will die as well.
 SOON = 10.0
@@ -70,8 +87,8 @@ class Tie:
         """Let signals arrive, now that there are handlers for them; until then they have waited."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
-    def tell_serving(self) -> None:
-        """Have the supervisor look: this worker serves."""
+    def tell(self) -> None:
+        """Have the supervisor look: this worker serves, or has found out something."""
         # The signal by which a parent hears of its children anyway. If it has died, its number may be another's.
         if os.getppid() == self._supervisor:
             os.kill(self._supervisor, signal.SIGCHLD)
@@ -84,15 +101,30 @@ class Crew(Protocol):
         """Serve, in a process of its own; return the exit status.
 
         SIGTERM asks for a clean end, ``STOP_AT_ONCE`` for one at once, the end of the lifeline for a clean one too.
-        Other signals of the supervisor are ignored: those of a terminal or of a service manager are meant for all of
-        us, and the supervisor says what they mean.
+        ``READ_AGAIN`` asks for the settings to be read anew. Other signals of the supervisor are ignored: those of a
+        terminal or of a service manager are meant for all of us, and the supervisor says what they mean.
         """
 
     def serves(self, worker: int) -> bool:
         """Whether a worker accepts clients."""
 
+    def beat(self, worker: int) -> int:
+        """Return a number that changes as long as a worker's event loop turns."""
+
+    def sessions(self) -> int:
+        """Return how many sessions there are now."""
+
     def on_started(self) -> None:
         """Tell that the workers serve."""
+
+    def on_look(self) -> None:
+        """Tell whoever wants to hear it what the workers have found out. Called whenever one of them may have."""
+
+    def on_alive(self) -> None:
+        """Tell the watchdog that we are alive."""
+
+    def read_again(self, tell: Callable[[], None]) -> None:
+        """Read the settings anew, for workers yet to come, and ``tell`` those that there are if they are good."""
 
     def on_stop(self) -> None:
         """Let go of what only workers yet to come would need. Those that there are hear of the stop next."""
@@ -107,7 +139,7 @@ class Crew(Protocol):
 class _Post:
     """The place of one worker, and the process that holds it, if any."""
 
-    __slots__ = ("early_deaths", "next_start", "number", "pid", "served", "since")
+    __slots__ = ("beat", "early_deaths", "next_start", "number", "pid", "served", "since", "still")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -117,12 +149,25 @@ class _Post:
         # In a row, up to now.
         self.early_deaths = 0
         self.next_start: float | None = None
+        self.beat = -1
+        # Looks in a row that have seen the same beat.
+        self.still = 0
 
 
 class Supervisor:
-    """Keeps so many ``workers`` of the ``crew`` at work until it is told to stop. ``clock`` gives seconds."""
+    """Keeps so many ``workers`` of the ``crew`` at work until it is told to stop.
 
-    def __init__(self, workers: int, crew: Crew, clock: Callable[[], float] = time.monotonic) -> None:
+    ``clock`` gives seconds. ``watchdog``: seconds between two words to a watchdog, if there is one.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        crew: Crew,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        watchdog: float | None = None,
+    ) -> None:
         self._posts = [_Post(number) for number in range(workers)]
         self._crew = crew
         self._clock = clock
@@ -132,13 +177,19 @@ class Supervisor:
         self._started = False
         self._stops = 0
         self._status = CLEAN_STOP
+        self._watchdog = watchdog
+        now = clock()
+        # When each of these is due.
+        self._next_look = now + LOOK_INTERVAL
+        self._next_word = None if watchdog is None else now
+        self._next_step: float | None = None
 
     def run(self) -> int:
         """Return the exit status: 0 if all workers ended well, 1 if not. Raises StartError if none comes to serve."""
         self._mask = frozenset(signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS))
         # Whoever started us may have it ignored, and then nobody would hear of a worker's end.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGCHLD, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         self._lifeline = os.pipe()
         try:
             for post in self._posts:
@@ -170,9 +221,12 @@ class Supervisor:
             self._stop()
         elif number == signal.SIGUSR1:
             self._crew.report()
+        elif number == signal.SIGHUP and not self._stops:
+            self._crew.read_again(lambda: self._tell_all(READ_AGAIN))
         # Whatever it was: of several signals of a kind only one arrives.
         for post in self._posts:
             self._look_at(post)
+        self._keep_time()
         if self._stops or not self._any_served:
             return
         for post in self._posts:
@@ -181,19 +235,52 @@ class Supervisor:
         if not self._started and all(post.served or not post.pid for post in self._posts):
             self._started = True
             self._crew.on_started()
+        self._crew.on_look()
 
     def _wait(self) -> int | None:
-        starts = [post.next_start for post in self._posts if post.next_start is not None]
-        if not starts or self._stops or not self._any_served:
-            return signal.sigwaitinfo(_SIGNALS).si_signo
-        found = signal.sigtimedwait(_SIGNALS, max(0.0, min(starts) - self._clock()))
+        due = [self._next_look, self._next_word, self._next_step]
+        if self._any_served and not self._stops:
+            due += [post.next_start for post in self._posts]
+        first = min(moment for moment in due if moment is not None)
+        found = signal.sigtimedwait(_SIGNALS, max(0.0, first - self._clock()))
         return None if found is None else found.si_signo
+
+    def _keep_time(self) -> None:
+        """Do what is due by now."""
+        now = self._clock()
+        if self._next_word is not None and self._watchdog is not None and now >= self._next_word:
+            self._next_word = now + self._watchdog
+            self._crew.on_alive()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_INTERVAL
+            for post in self._posts:
+                self._check_beat(post)
+        if self._next_step is not None and now >= self._next_step:
+            if self._stops == 1:
+                lost = self._crew.sessions()
+                _log.warning("%g s after the stop not all had ended; connections cut: %d", DRAIN_LIMIT, lost)
+            self._stop()
+
+    def _check_beat(self, post: _Post) -> None:
+        beat = self._crew.beat(post.number)
+        post.still = post.still + 1 if beat == post.beat else 0
+        post.beat = beat
+        if post.pid and post.still >= LOOKS:
+            post.still = 0
+            seconds = LOOKS * LOOK_INTERVAL
+            _log.error("worker %d (process %d) has not moved for %g s", post.number + 1, post.pid, seconds)
+            os.kill(post.pid, signal.SIGKILL)
 
     def _stop(self) -> None:
         if not self._stops:
             self._crew.on_stop()
         number = _STEPS[min(self._stops, len(_STEPS) - 1)]
         self._stops += 1
+        pause = DRAIN_LIMIT if self._stops == 1 else KILL_PAUSE
+        self._next_step = self._clock() + pause
+        self._tell_all(number)
+
+    def _tell_all(self, number: signal.Signals) -> None:
         for post in self._posts:
             if post.pid:
                 os.kill(post.pid, number)
@@ -238,6 +325,7 @@ class Supervisor:
         post.next_start = None
         post.served = False
         post.since = self._clock()
+        post.still = 0
         sys.stderr.flush()
         supervisor = os.getpid()
         try:
@@ -254,9 +342,9 @@ class Supervisor:
         status = FAILED
         try:
             os.close(self._lifeline[1])
-            for ignored in (signal.SIGINT, signal.SIGUSR1):
+            for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 signal.signal(ignored, signal.SIG_IGN)
-            status = self._crew.work(number, Tie(self._lifeline[0], supervisor, self._mask))
+            status = self._crew.work(number, Tie(self._lifeline[0], supervisor, self._mask - {signal.SIGHUP}))
         except Exception as error:  # noqa: BLE001
             _log.critical("internal error: %s: %s", type(error).__name__, error)
             _log.debug("traceback", exc_info=error)

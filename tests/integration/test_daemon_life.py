@@ -145,6 +145,28 @@ def test_a_hangup_does_not_end_it(background: Background) -> None:
     assert not background.pid_file.exists()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_relative_paths_mean_the_same_when_the_settings_are_read_again(
+    background: Background, sink: Sink, workers: str
+) -> None:
+    temp = background.folder / "spool"
+    temp.mkdir()
+    settings = {"OutAddress": str(sink.address), "TempDirectory": "spool", "Workers": workers}
+    # The daemon has gone to the root directory, where there is neither.
+    background.start("-f", background.configuration.name, **settings)
+    with background.configuration.open("a") as file:
+        file.write("DebugFiles: on\n")
+    os.kill(background.pid, signal.SIGHUP)
+
+    def kept() -> bool:
+        with contextlib.suppress(smtplib.SMTPDataError):
+            send(background.port, MAIL)
+        return bool(list(temp.glob("clamsmtpd.*")))
+
+    wait_until(kept, "a message to be kept")
+    background.stop()
+
+
 def test_relative_paths_mean_what_they_mean_to_who_starts_it(background: Background) -> None:
     result = background.start("-p", "other.pid")
     try:

@@ -33,22 +33,13 @@ TIME_OUT = 1
 LARGE = 12_000_000
 
 
-#: With this, ten minutes last a second.
-SHORT_FINAL_REPLY = """
-import sys
-from clamsmtpd import cli, deadlines
-deadlines.FINAL_REPLY_LIMIT = 1.0
-sys.exit(cli.main())
-"""
-
-
-def start(start_daemon: Start, clamd: Clamd, address: object, *program: str) -> Daemon:
+def start(start_daemon: Start, clamd: Clamd, address: object, **options: object) -> Daemon:
     return start_daemon(
         f"OutAddress: {address}",
         f"ClamAddress: {clamd.unix}",
         f"TimeOut: {TIME_OUT}",
         level=3,
-        program=program or ("-m", "clamsmtpd"),
+        **options,
     )
 
 
@@ -148,7 +139,7 @@ def test_it_falls_silent(clamd: Clamd, start_daemon: Start, case: str) -> Outcom
 )
 def test_it_does_not_say_what_became_of_the_message(clamd: Clamd, start_daemon: Start) -> Outcome:
     with MortalHop("stored", signal.SIGSTOP) as hop:
-        daemon = start(start_daemon, clamd, hop.address, "-c", SHORT_FINAL_REPLY)
+        daemon = start(start_daemon, clamd, hop.address, constants={"deadlines.FINAL_REPLY_LIMIT": 1.0})
         return outcome(daemon, hop, attempt(daemon, text_of("message")), text_of("message"))
 
 

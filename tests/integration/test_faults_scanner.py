@@ -26,15 +26,6 @@ SECTION = Section(
 
 Start = Callable[..., Daemon]
 
-#: With this, half a minute lasts a second.
-SHORT_PATIENCE = """
-import sys
-from clamsmtpd import cli
-from clamsmtpd.clamd import pool
-pool.PATIENCE = 1.0
-sys.exit(cli.main())
-"""
-
 
 @pytest.fixture
 def one() -> Iterator[Clamd]:
@@ -285,7 +276,7 @@ def test_there_has_been_none_for_long(sink: Sink, start_daemon: Start, tmp_path:
         f"OutAddress: {sink.address}",
         f"ClamAddress: {tmp_path}/none",
         level=3,
-        program=("-c", SHORT_PATIENCE),
+        constants={"clamd.pool.PATIENCE": 1.0},
     )
     time.sleep(1.2)
     return outcome(daemon, sink, attempt(daemon, TEXT), TEXT)

@@ -15,10 +15,20 @@ from typing import Self
 from clamsmtpd.values import TcpAddress
 from tests.support.process import Program, accepts, free_port
 
-__all__ = ["Daemon"]
+__all__ = ["Daemon", "command"]
 
 #: From this level of -d on, the log says when the daemon serves.
 _LEVEL_OF_READY = 3
+
+
+def command(constants: Mapping[str, float]) -> list[str]:
+    """Return the command that starts clamsmtpd with some constants changed, by ``MODULE.NAME``."""
+    if not constants:
+        return [sys.executable, "-m", "clamsmtpd"]
+    modules = ", ".join({name.partition(".")[0] for name in constants})
+    changes = "; ".join(f"{name} = {value!r}" for name, value in constants.items())
+    program = f"import sys; from clamsmtpd import cli, {modules}; {changes}; sys.exit(cli.main())"
+    return [sys.executable, "-c", program]
 
 
 class Daemon:
@@ -27,7 +37,8 @@ class Daemon:
     ``lines`` are those of the settings file; Listen and TempDirectory are added where they are not among
     them: a free loopback port, for LMTP if ``lmtp`` is set, and a folder of its own. Without Workers among them
     there is one process, whatever the machine: the one that ``pid`` names. ``arguments`` are further
-    ones of the command line. ``program`` is run in place of the module, by the same Python.
+    ones of the command line. ``constants`` change what no setting can, such as ``supervisor.DRAIN_LIMIT``; ``wrapper``
+    is the beginning of the command, which becomes the daemon.
     """
 
     def __init__(
@@ -37,7 +48,8 @@ class Daemon:
         lmtp: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        program: Sequence[str] = ("-m", "clamsmtpd"),
+        constants: Mapping[str, float] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-daemon-"))
         self.folder.chmod(0o755)
@@ -61,7 +73,7 @@ class Daemon:
         self.configuration = self.folder / "clamsmtpd.conf"
         self.configuration.write_text("\n".join([*lines, *added]) + "\n")
         self._program = Program(
-            [sys.executable, *program, "-d", str(level), "-f", str(self.configuration), *arguments],
+            [*wrapper, *command(constants or {}), "-d", str(level), "-f", str(self.configuration), *arguments],
             output=self.folder / "log",
             environment={"PYTHONUNBUFFERED": "1", **(environment or {})},
         )

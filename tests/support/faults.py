@@ -31,8 +31,8 @@ _FOLDER = Path(__file__).parent.parent / "integration"
 
 #: Lines of the log that are there without any fault.
 _USUAL = re.compile(
-    r"running as root|clamd at \S+: ClamAV |clamsmtpd \S+ accepting connections|stopping: \d+ connections|totals: |stopped$"
-    r"|[0-9A-F]{6}: accepted connection from: "
+    r"running as root|clamd at \S+: ClamAV |clamsmtpd \S+ accepting connections"
+    r"|[0-9A-F]{6}: accepted connection from: |stopping: \d+ connections|totals: |stopped$"
 )
 
 

@@ -57,7 +57,14 @@ def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 20)
 class Program:
     """One program in a process group of its own. What it writes goes to the file ``output``."""
 
-    def __init__(self, command: Sequence[str], *, output: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        output: Path,
+        environment: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> None:
         self.output = output
         self.name = os.path.basename(command[0])
         # However the test run ends, the kernel ends the program with it.
@@ -71,6 +78,7 @@ class Program:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PATH": search, **(environment or {})},
                 process_group=0,
+                pass_fds=descriptors,
             )
         self.pid = self._process.pid
 

@@ -74,7 +74,7 @@ class Recorded:
 
 
 class Sink:
-    """An SMTP server on a loopback port, or at ``path`` as a Unix socket.
+    """An SMTP server on a loopback port, a free one unless it is given, or at ``path`` as a Unix socket.
 
     ``replies`` are by verb in capitals, or GREETING, or TEXT. A sequence is used up reply by reply, its last
     one stays. What is not there gets the usual reply. ``extensions`` are the lines of the EHLO reply. With ``lmtp``
@@ -87,6 +87,7 @@ class Sink:
         *,
         extensions: Sequence[str] = ("PIPELINING", "8BITMIME", "SIZE 104857600", "ENHANCEDSTATUSCODES"),
         host: str = "127.0.0.1",
+        port: int = 0,
         path: str | None = None,
         lmtp: bool = False,
     ) -> None:
@@ -108,7 +109,7 @@ class Sink:
             self.address = UnixAddress(path)
         else:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._listener = socket.create_server((host, 0), family=family, backlog=128)
+            self._listener = socket.create_server((host, port), family=family, backlog=128)
             self.address = TcpAddress(host, self._listener.getsockname()[1])
         self._start(self._accept)
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from clamsmtpd import __version__, cli, daemon
-from clamsmtpd.config import Settings
+from clamsmtpd.config import Loaded, Settings
 from clamsmtpd.values import Action, Listen, NextHop, TcpAddress
+
+
+@pytest.fixture(autouse=True)
+def mask() -> Iterator[set[signal.Signals]]:
+    """Give the signals that were blocked before, and block no others afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield {signal.Signals(number) for number in before}
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Started:
@@ -18,14 +28,17 @@ class Started:
     settings: Settings
     level: int | None
     warnings: Sequence[str]
+    load: Callable[[], Loaded]
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     seen = Started()
 
-    def run(settings: Settings, *, foreground_level: int | None, warnings: Sequence[str] = ()) -> int:
-        seen.settings, seen.level, seen.warnings = settings, foreground_level, warnings
+    def run(
+        settings: Settings, *, foreground_level: int | None, warnings: Sequence[str], load: Callable[[], Loaded]
+    ) -> int:
+        seen.settings, seen.level, seen.warnings, seen.load = settings, foreground_level, warnings, load
         return 0
 
     monkeypatch.setattr(daemon, "run", run)
@@ -158,3 +171,25 @@ def test_arguments_come_from_the_process(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("sys.argv", ["clamsmtpd", "--version"])
     assert cli.main() == 0
     assert __version__ in capsys.readouterr().out
+
+
+def test_the_settings_can_be_read_again_from_anywhere(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf").write_text("OutAddress: 127.0.0.1:10026\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["-f", "conf", "-p", "run/pid", "-m", "7"]) == 0
+    (tmp_path / "conf").write_text("OutAddress: 127.0.0.1:10027\nPidFile: other\nTempDirectory: spool\n")
+    os.chdir("/")
+    again = started.load().settings
+    assert again.out_address == NextHop(TcpAddress("127.0.0.1", 10027))
+    assert (again.pid_file, again.temp_directory) == (f"{tmp_path}/run/pid", f"{tmp_path}/spool")
+    assert again.max_connections == 7
+
+
+def test_a_hangup_waits_for_whoever_can_read_the_settings_again(
+    started: Started, config: str, mask: set[signal.Signals]
+) -> None:
+    assert signal.SIGHUP not in mask
+    cli.main(["-f", config])
+    assert signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ())

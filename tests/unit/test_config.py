@@ -170,7 +170,7 @@ def test_a_line_and_its_value(tmp_path: Path, line: str, attribute: str, value: 
 
 
 def test_every_setting_is_in_the_table_once() -> None:
-    assert sorted(setting.attribute for setting in SETTINGS) == sorted(Settings.__slots__)
+    assert sorted(setting.attribute for setting in SETTINGS) == sorted({*Settings.__slots__} - {"listen_given"})
     assert all(len(setting.help) > 40 for setting in SETTINGS)
 
 
@@ -187,6 +187,20 @@ def test_a_relative_path_is_from_where_the_daemon_was_started(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     found = read(tmp_path, f"{OUT}TempDirectory: spool\nPidFile: run/pid\n")
     assert (found.temp_directory, found.pid_file) == (str(tmp_path / "spool"), str(tmp_path / "run/pid"))
+
+
+def test_a_relative_path_is_from_a_folder_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, f"{OUT}TempDirectory: spool\nPidFile:\nVirusAction: relative stays\n")
+    monkeypatch.chdir("/")
+    found = load("conf", folder=str(tmp_path)).settings
+    assert (found.temp_directory, found.pid_file) == (str(tmp_path / "spool"), None)
+    assert found.virus_action == "relative stays"
+
+
+def test_whether_listen_was_given_is_known(tmp_path: Path) -> None:
+    assert not read(tmp_path, OUT).listen_given
+    assert read(tmp_path, f"{OUT}Listen: 10025\n").listen_given
+    assert read(tmp_path, OUT, ("-l", "Listen", "10025")).listen_given
 
 
 def test_a_relative_path_without_a_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

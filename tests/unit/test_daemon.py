@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from clamsmtpd import __version__, daemon, worker
 from clamsmtpd.commons import Share
-from clamsmtpd.config import Settings, load
+from clamsmtpd.config import ConfigError, Loaded, Settings, load
 from clamsmtpd.listeners import Listener
 from clamsmtpd.metrics import METRICS
 from clamsmtpd.tls import Certificate
@@ -70,6 +71,9 @@ def serve_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
             ) -> None:
                 self._listeners = listeners
 
+            def renew(self, *_new: object) -> None:
+                """Have the same story go on."""
+
             async def serve(self, stop: asyncio.Event) -> None:
                 try:
                     if asyncio.iscoroutine(result := story(stop)):
@@ -116,6 +120,7 @@ def test_a_signal_stops_it_and_nothing_is_left(
     assert daemon.run(settings, foreground_level=3) == 0
     assert _errors(capsys) == [
         f"clamsmtpd: clamsmtpd {__version__} accepting connections on {tmp_path}/socket",
+        "clamsmtpd: settings read again: nothing has changed",
         f"clamsmtpd: {NOTHING_COUNTED}",
         "clamsmtpd: stopped",
     ]
@@ -148,6 +153,54 @@ def test_a_second_signal_does_not_wait_any_longer(
     assert daemon.run(settings, foreground_level=2) == 1
     assert _errors(capsys) == ["clamsmtpd: stopped before all transactions had ended"]
     assert not (tmp_path / "pid").exists()
+
+
+def test_a_stop_has_a_limit(
+    settings: Settings,
+    serve_as: Callable[[Story], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "DRAIN_LIMIT", 0.1)
+
+    async def story(stop: asyncio.Event) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        await asyncio.sleep(60)
+
+    serve_as(story)
+    assert daemon.run(settings, foreground_level=2) == 1
+    assert _errors(capsys) == [
+        "clamsmtpd: 0.1 s after the stop not all had ended; connections cut: 0",
+        "clamsmtpd: stopped before all transactions had ended",
+    ]
+
+
+def test_a_hangup_that_came_before_it_served_is_obeyed_when_it_does(
+    settings: Settings, serve_as: Callable[[Story], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story(stop: asyncio.Event) -> None:
+        await asyncio.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        # And one that comes now is too late.
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.05)
+
+    def read() -> Loaded:
+        reads.append(len(reads))
+        raise ConfigError("bad")
+
+    reads: list[int] = []
+    serve_as(story)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        signal.pthread_kill(threading.get_ident(), signal.SIGHUP)
+        assert daemon.run(settings, foreground_level=2, load=read) == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert reads == [0]
+    assert _errors(capsys) == ["clamsmtpd: bad; the settings from before are still used"]
 
 
 def test_a_socket_that_cannot_be_removed_is_told(
@@ -286,7 +339,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, serve_as: Callable[[Story], None]) ->
         done.append("find user")
         return name
 
-    def listen(_places: Sequence[Listen]) -> list[Listener]:
+    def listen(_places: Sequence[Listen], _passed: Sequence[socket.socket]) -> list[Listener]:
         done.append("listen")
         return []
 

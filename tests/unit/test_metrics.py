@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clamsmtpd.metrics import (
+    BEAT,
     CLEAN,
     CONNECTIONS,
     INFECTED,
@@ -10,6 +11,7 @@ from clamsmtpd.metrics import (
     OCTETS,
     OVERSIZE,
     PASSED,
+    READINESS,
     REFUSED,
     ROW_SIZE,
     SCANNERS,
@@ -79,9 +81,20 @@ def test_what_a_dead_worker_has_counted_stays_and_what_it_had_open_does_not() ->
     assert {metrics.total(index) for index, metric in enumerate(METRICS) if not metric.gauge} == {10}
 
 
+def test_what_only_the_supervisor_reads_is_no_number_and_ends_with_the_worker() -> None:
+    metrics = shared(2)
+    told = str(metrics)
+    for cell in (BEAT, READINESS):
+        metrics.row(1)[cell] = 2**40
+    assert str(metrics) == told
+    assert [metrics.row(0)[cell] for cell in (BEAT, READINESS)] == [0, 0]
+    metrics.forget_now(1)
+    assert [metrics.row(1)[cell] for cell in (BEAT, READINESS)] == [0, 0]
+
+
 def test_no_two_workers_write_to_the_same_cache_line() -> None:
     assert ROW_SIZE % 64 == 0
-    assert 8 * len(METRICS) <= ROW_SIZE
+    assert len(METRICS) < READINESS < ROW_SIZE // 8
 
 
 def test_the_fewest_sessions_are_those_of_a_worker_that_accepts_clients() -> None:

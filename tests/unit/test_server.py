@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -18,7 +19,7 @@ from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener
 from clamsmtpd.metrics import SERVING
 from clamsmtpd.server import Server
-from clamsmtpd.values import TcpAddress
+from clamsmtpd.values import StartError, TcpAddress
 from tests.support.world import Client, World, run, world
 
 
@@ -177,6 +178,89 @@ def test_a_stop_while_accepting_pauses(tmp_path: Path, monkeypatch: pytest.Monke
             here.stop.set()
             await asyncio.sleep(0.15)
             assert here.served.done()
+
+    run(main())
+
+
+# Other settings
+
+
+def other(here: World, **changes: object) -> None:
+    settings = here.server._setup.host.settings
+    here.server.renew(dataclasses.replace(settings, **changes), None)  # type: ignore[arg-type]
+
+
+def test_who_comes_next_has_other_settings_and_who_is_here_keeps_theirs(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path, "Header: X-Old: yes") as here:
+            old = await here.client()
+            await old.envelope()
+            other(here, header="X-New: yes")
+            new = await here.client()
+            await new.envelope()
+            assert (await old.message()).startswith(b"250 ")
+            assert (await new.message()).startswith(b"250 ")
+            assert [b"X-Old" in text for text in here.hop.texts] == [True, False]
+            assert b"X-New" in here.hop.texts[1]
+
+    run(main())
+
+
+def test_the_same_scanners_stay_as_they_are(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            client = await here.client()
+            await client.envelope()
+            scanners = here.server._setup.scanners
+            for header in ("X-A: yes", "X-B: yes"):
+                other(here, header=header)
+            assert here.server._setup.scanners is scanners
+            # Those that nobody ever had are gone.
+            assert len(here.server._old_setups) == 1
+            assert (await client.message()).startswith(b"250 ")
+
+    run(main())
+
+
+def test_other_scanners_are_closed_when_their_last_session_has_ended(tmp_path: Path) -> None:
+    closed: list[object] = []
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            client = await here.client()
+            await client.envelope()
+            (first, setup) = (here.server._setup.scanners.pool, here.server._setup)
+            first.close = lambda: closed.append(first)  # type: ignore[method-assign]
+            # Twice, and the second time nobody has come in between.
+            for seconds in (7, 8):
+                other(here, time_out=seconds)
+            await asyncio.sleep(0.01)
+            assert here.server._old_setups == {setup}
+            assert closed == []
+            assert (await client.message()).startswith(b"250 ")
+            await client.ask(b"QUIT")
+            client.close()
+            await asyncio.sleep(0.1)
+            assert closed == [first]
+            assert here.server._old_setups == set()
+            assert (await greeting(here)).startswith(b"220 ")
+
+    run(main())
+    assert len(closed) == 1
+
+
+def test_settings_that_cannot_be_used_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_authorities(_level: object) -> None:
+        raise StartError("no authorities")
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            before = here.server._setup
+            monkeypatch.setattr(server, "client_context", no_authorities)
+            with pytest.raises(StartError):
+                other(here, time_out=7)
+            assert here.server._setup is before
+            assert (await greeting(here)).startswith(b"220 ")
 
     run(main())
 

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.policy import Policy
+from clamsmtpd.poller import Poller
 from clamsmtpd.server import Server
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Decision, Listen, TcpAddress
@@ -759,3 +761,59 @@ def test_the_next_hop_is_kept_awake_by_itself_unless_told_otherwise(
             assert await client.reply() == b"250 queued\r\n"
 
     run(main())
+
+
+# ---- no more descriptors can be watched -----------------------------------------------------------
+
+
+def test_a_client_that_cannot_be_watched_is_told_421_and_leaves_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with world(tmp_path, "MaxConnections: 1") as here:
+            with monkeypatch.context() as patch:
+                patch.setattr(Poller, "watch", raises_no_space)
+                client = await here.client()
+                assert (await client.rest()).startswith(b"421 ")
+            client = await here.client()
+            await client.envelope()
+            assert await client.message() == b"250 queued\r\n"
+
+    # The first loop of a process opens what it keeps.
+    run(main())
+    before = descriptors()
+    run(main())
+    assert descriptors() == before
+
+
+def test_a_next_hop_that_cannot_be_watched_is_one_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Poller.watch
+
+    async def main() -> None:
+        async with world(tmp_path, "MaxConnections: 1") as here:
+            with monkeypatch.context() as patch:
+                first = iter([True])
+
+                def watch_one(poller: Poller, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
+                    (watch if next(first, False) else raises_no_space)(poller, descriptor, events, handler)
+
+                patch.setattr(Poller, "watch", watch_one)
+                client = await here.client()
+                assert (await client.rest()).startswith(b"421 ")
+                client.close()
+                await until(lambda: not here.server._sessions)
+            client = await here.client()
+            await client.envelope()
+            assert await client.message() == b"250 queued\r\n"
+
+    # The first loop of a process opens what it keeps.
+    run(main())
+    before = descriptors()
+    run(main())
+    assert descriptors() == before
+
+
+def raises_no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

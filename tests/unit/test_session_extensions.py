@@ -365,7 +365,7 @@ def test_a_next_hop_whose_handshake_fails(tmp_path: Path, pki: Pki, level: str, 
                 assert hop.connections == 2
             client.close()
             await gone(here)
-            assert not here.server._host.outgoing
+            assert not here.server._setup.host.outgoing
 
     run(main())
 
@@ -393,7 +393,7 @@ def test_a_next_hop_that_leaves_in_its_handshake(tmp_path: Path, level: str, rep
             assert (await client.reply()).startswith(reply)
             client.close()
             await gone(here)
-            assert not here.server._host.outgoing
+            assert not here.server._setup.host.outgoing
 
     run(main())
 

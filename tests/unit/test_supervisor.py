@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import pytest
 
 from clamsmtpd import supervisor
-from clamsmtpd.supervisor import STOP_AT_ONCE, Supervisor, Tie, automatic_workers
+from clamsmtpd.supervisor import READ_AGAIN, STOP_AT_ONCE, Supervisor, Tie, automatic_workers
 from clamsmtpd.values import StartError
 
 # Python 3.12 warns of what is no matter here: the test runner's threads do not exist in a worker.
@@ -31,12 +31,16 @@ Work = Callable[["Crew", int, Tie], int]
 class Crew:
     """Workers that do what the test says. ``told`` is what the supervisor had to tell, in order.
 
-    The memory that they share has eight octets for each: the first says that it serves, the second counts its starts.
+    The memory that they share has eight octets for each: the first says that it serves, the second counts its starts,
+    the third how often it was to read the settings again.
     """
 
     def __init__(self, work: Work, then: Callable[[Crew], None] | None = None) -> None:
         self.told: list[str] = []
         self.memory = mmap.mmap(-1, 64)
+        self.beats = True
+        self.good = True
+        self.looks = 0
         self._work = work
         self._then = then
 
@@ -47,13 +51,34 @@ class Crew:
     def starts(self, worker: int) -> int:
         return self.memory[8 * worker + 1]
 
+    @property
+    def reads(self) -> list[int]:
+        return [count for worker in range(2) if self.starts(worker) for count in self.memory[8 * worker + 2 :][:1]]
+
     def serve(self, worker: int, tie: Tie) -> None:
         self.memory[8 * worker] = 1
         tie.admit_signals()
-        tie.tell_serving()
+        tie.tell()
 
     def serves(self, worker: int) -> bool:
         return bool(self.memory[8 * worker])
+
+    def beat(self, worker: int) -> int:
+        return time.monotonic_ns() if self.beats else 0
+
+    def sessions(self) -> int:
+        return 7
+
+    def on_look(self) -> None:
+        self.looks += 1
+
+    def on_alive(self) -> None:
+        self.told.append("alive")
+
+    def read_again(self, tell: Callable[[], None]) -> None:
+        self.told.append("read again")
+        if self.good:
+            tell()
 
     def on_started(self) -> None:
         self.told.append("started")
@@ -100,7 +125,9 @@ class Records(logging.Handler):
         self.log.append((record.levelno, record.getMessage()))
 
 
-def supervise(workers: int, crew: Crew, clock: Callable[[], float] = time.monotonic) -> Outcome:
+def supervise(
+    workers: int, crew: Crew, clock: Callable[[], float] = time.monotonic, watchdog: float | None = None
+) -> Outcome:
     """Run a supervisor in a process of its own: it is for one without threads, which could take its signals."""
     receive, send = os.pipe()
     if not (pid := os.fork()):
@@ -108,7 +135,7 @@ def supervise(workers: int, crew: Crew, clock: Callable[[], float] = time.monoto
         try:
             # Whatever a test waits for in vain.
             signal.alarm(20)
-            os.write(send, json.dumps(_supervise(workers, crew, clock)).encode())
+            os.write(send, json.dumps(_supervise(workers, crew, clock, watchdog)).encode())
             status = 0
         except Exception:  # noqa: BLE001 - told, and the test fails by the status
             traceback.print_exc()
@@ -123,7 +150,9 @@ def supervise(workers: int, crew: Crew, clock: Callable[[], float] = time.monoto
     return Outcome(exit_status, told, [(level, line) for level, line in log])
 
 
-def _supervise(workers: int, crew: Crew, clock: Callable[[], float]) -> tuple[int, list[str], list[tuple[int, str]]]:
+def _supervise(
+    workers: int, crew: Crew, clock: Callable[[], float], watchdog: float | None
+) -> tuple[int, list[str], list[tuple[int, str]]]:
     records = Records()
     logger = logging.getLogger("clamsmtpd")
     logger.handlers[:] = [records]
@@ -131,7 +160,7 @@ def _supervise(workers: int, crew: Crew, clock: Callable[[], float]) -> tuple[in
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     descriptors = os.listdir("/proc/self/fd")
     try:
-        status = Supervisor(workers, crew, clock).run()
+        status = Supervisor(workers, crew, clock, watchdog=watchdog).run()
     except StartError as error:
         status = NOT_STARTED
         records.log.append((logging.CRITICAL, str(error)))
@@ -418,7 +447,7 @@ def test_a_worker_notices_that_there_is_no_supervisor_any_more() -> None:
         os.write(tell, b"%d\n" % os.getpid())
         select.select([tie.lifeline], [], [])
         # Whoever has the supervisor's number now is not to be bothered.
-        tie.tell_serving()
+        tie.tell()
         os.write(tell, b"end\n")
         return 0
 
@@ -433,6 +462,154 @@ def test_a_worker_notices_that_there_is_no_supervisor_any_more() -> None:
         os.waitpid(pid, 0)
         assert lines.read() == "end\nend\n"
     assert pid not in workers
+
+
+# Reading the settings again
+
+
+def reader(crew: Crew, worker: int, tie: Tie) -> int:
+    """Serve, and count how often the settings are to be read again."""
+
+    def read(*_: object) -> None:
+        crew.memory[8 * worker + 2] += 1
+
+    signal.signal(READ_AGAIN, read)
+    return until_term(crew, worker, tie)
+
+
+@pytest.mark.parametrize(("good", "reads"), [(True, [1, 1]), (False, [0, 0])])
+def test_good_settings_are_told_to_all_workers(good: bool, reads: list[int]) -> None:
+    def then(crew: Crew) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        stop_when(crew, lambda: "read again" in crew.told and sum(reads) == sum(crew.reads))
+
+    crew = Crew(reader, then)
+    crew.good = good
+    outcome = supervise(2, crew)
+    assert outcome.status == 0
+    assert outcome.told[:3] == ["started", "read again", "stop"]
+    assert crew.reads == reads
+    assert [crew.starts(0), crew.starts(1)] == [1, 1]
+
+
+def test_one_that_has_no_ears_yet_hears_of_it_later() -> None:
+    def work(crew: Crew, worker: int, tie: Tie) -> int:
+        if worker == 0:
+            os.kill(os.getppid(), signal.SIGHUP)
+        time.sleep(0.3)
+        return reader(crew, worker, tie)
+
+    crew = Crew(work, lambda crew: stop_when(crew, lambda: crew.reads == [1, 1]))
+    assert supervise(2, crew).status == 0
+    assert crew.reads == [1, 1]
+
+
+def test_what_came_before_the_first_worker_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Supervisor.run
+
+    def run(watcher: Supervisor) -> int:
+        # As under nohup, and blocked since the settings were read.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        signal.raise_signal(signal.SIGHUP)
+        status = start(watcher)
+        assert signal.SIGHUP in signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return status
+
+    monkeypatch.setattr(Supervisor, "run", run)
+    crew = Crew(reader, lambda crew: stop_when(crew, lambda: crew.reads == [1]))
+    outcome = supervise(1, crew)
+    assert outcome.status == 0
+    assert outcome.told.count("read again") == 1
+    assert crew.reads == [1]
+
+
+def test_when_all_stop_nothing_is_read() -> None:
+    def then(crew: Crew) -> None:
+        stop(crew)
+        soon(lambda: os.kill(os.getpid(), signal.SIGHUP))
+        soon(lambda: stop(crew), seconds=0.3)
+
+    outcome = supervise(1, Crew(deaf, then))
+    assert "read again" not in outcome.told
+
+
+# Limits of time
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_stop_has_a_limit(monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    monkeypatch.setattr(supervisor, "DRAIN_LIMIT", 0.3)
+    monkeypatch.setattr(supervisor, "KILL_PAUSE", 0.3)
+    begin = time.monotonic()
+    outcome = supervise(2, Crew(lambda *known: deaf(*known, at_once=at_once), stop))
+    assert (time.monotonic() - begin > 0.6) == (not at_once)
+    assert outcome.status == 1
+    assert outcome.lines == [
+        "0.3 s after the stop not all had ended; connections cut: 7",
+        "stopped before all transactions had ended",
+    ]
+
+
+def test_those_asked_twice_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "KILL_PAUSE", 0.2)
+
+    def then(crew: Crew) -> None:
+        stop(crew)
+        soon(lambda: stop(crew))
+
+    outcome = supervise(1, Crew(lambda *known: deaf(*known, at_once=False), then))
+    assert outcome.status == 1
+    assert outcome.lines == ["stopped before all transactions had ended"]
+
+
+def test_one_whose_loop_stands_still_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_INTERVAL", 0.1)
+    monkeypatch.setattr(supervisor, "LOOKS", 3)
+
+    def then(crew: Crew) -> None:
+        victim = pids()[0]
+        crew.told.append(str(victim))
+        # A look or two are no matter.
+        soon(lambda: setattr(crew, "beats", False), seconds=0.3)
+        stop_when(crew, lambda: crew.starts(0) == 2 and crew.serves(0))
+
+    crew = Crew(until_term, then)
+    outcome = supervise(1, crew)
+    assert outcome.status == 0
+    victim = outcome.told[1]
+    assert outcome.lines[0] == f"worker 1 (process {victim}) has not moved for 0.3 s"
+    assert outcome.lines[1].startswith(f"worker 1 (process {victim}) was killed by SIGKILL; ")
+
+
+def test_looks_count_and_not_the_clock() -> None:
+    now = [0.0]
+    killed: list[int] = []
+    crew = Crew(until_term)
+    crew.beats = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clamsmtpd.supervisor.os.kill", lambda pid, _number: killed.append(pid))
+        watcher = Supervisor(1, crew, clock=lambda: now[0])
+        watcher._posts[0].pid = 4711
+        # However long a machine has slept, it is one look.
+        for _ in range(supervisor.LOOKS):
+            now[0] += 86400
+            watcher._keep_time()
+            watcher._keep_time()
+        assert killed == []
+        now[0] += supervisor.LOOK_INTERVAL
+        watcher._keep_time()
+        assert killed == [4711]
+
+
+def test_a_watchdog_is_told_again_and_again() -> None:
+    def then(crew: Crew) -> None:
+        stop_when(crew, lambda: crew.told.count("alive") >= 4)
+
+    outcome = supervise(1, Crew(until_term, then), watchdog=0.05)
+    assert outcome.status == 0
+    # From the first moment.
+    assert outcome.told[0] == "alive"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ class Pool:
         """
         return await self._scanners[0].scan(message, early)
 
+    async def usable(self) -> None:
+        """Return when one of the scanners can be used."""
+
     def close(self) -> None:
         """Close the connections that are kept between scans; none may be under way any more."""
         for scanner in self._scanners:
