@@ -54,13 +54,18 @@ class Scene:
         self.go_on()
         return self.client.reply() if self.rest is None else self.client.finish(self.rest)
 
+    def outcome(self, heard: str, *, status: int | None = 0) -> Outcome:
+        """Have the client leave, and the daemon stop if it has not; return what came of it all."""
+        self.client.close()
+        return outcome(self.daemon, self.hop, heard, self.text, status=status)
+
 
 @contextlib.contextmanager
-def at(phase: str, clamd: Clamd, start_daemon: Start, *lines: str) -> Iterator[Scene]:
+def at(phase: str, clamd: Clamd, start_daemon: Start, *lines: str, **options: object) -> Iterator[Scene]:
     """Bring a message to the phase in which we wait for its text, its verdict, its transmission or its final reply."""
     moment = {"transmission": "text", "final reply": "stored"}.get(phase, "")
     with MortalHop(moment, signal.SIGSTOP) as hop:
-        daemon = start_daemon(f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", *lines, level=3)
+        daemon = start_daemon(f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", *lines, level=3, **options)
         text = text_of("message", 12_000_000 if phase == "transmission" else 100_000)
         with Client(daemon) as client:
             assert client.greet() == "250"
@@ -116,7 +121,7 @@ def test_a_worker_is_killed(stoppable: Clamd, start_daemon: Start, case: str) ->
         os.kill(busy, signal.SIGKILL)
         scene.daemon.wait_for_log("was killed by SIGKILL")
         heard = [scene.finish(), attempt(scene.daemon, scene.text)]
-        return outcome(scene.daemon, scene.hop, in_turn(heard), scene.text)
+        return scene.outcome(in_turn(heard))
 
 
 def accepted_by(daemon: Daemon) -> int:
@@ -158,7 +163,7 @@ def test_the_supervisor_is_killed(stoppable: Clamd, start_daemon: Start, case: s
         heard = scene.finish()
         scene.client.close()
         wait_until(lambda: not any(alive(pid) for pid in workers), "the workers to end")
-        return outcome(scene.daemon, scene.hop, heard, scene.text, status=None)
+        return scene.outcome(heard, status=None)
 
 
 def alive(pid: int) -> bool:
@@ -235,7 +240,7 @@ def test_it_is_to_stop(stoppable: Clamd, start_daemon: Start, case: str) -> Outc
         heard = in_turn([heard, scene.client.reply()])
         scene.client.close()
         assert scene.daemon.wait() == 0
-        return outcome(scene.daemon, scene.hop, heard, scene.text, status=None)
+        return scene.outcome(heard, status=None)
 
 
 @SECTION.fault(
@@ -259,4 +264,96 @@ def test_it_is_to_stop_twice(stoppable: Clamd, start_daemon: Start, case: str) -
         scene.daemon.send(signal.SIGTERM)
         assert scene.daemon.wait() == 1
         heard = scene.finish()
-        return outcome(scene.daemon, scene.hop, heard, scene.text, status=None)
+        return scene.outcome(heard, status=None)
+
+
+@SECTION.fault(
+    "The daemon is told to stop, and a message is still scanned 75 seconds later (one, in the test): exit status 1.",
+    heard="connection lost",
+    delivered="nothing",
+    log="after the stop not all had ended; connections cut: 1",
+    case="verdict",
+)
+@SECTION.fault(
+    "The daemon is told to stop, and the next hop has not said 75 seconds later what became of a message.",
+    heard="connection lost",
+    delivered="once",
+    log="after the stop not all had ended; connections cut: 1",
+    case="final reply",
+)
+def test_it_cannot_stop(stoppable: Clamd, start_daemon: Start, case: str) -> Outcome:
+    limits = {"supervisor.DRAIN_LIMIT": 1.0, "worker.DRAIN_LIMIT": 1.0}
+    with at(case, stoppable, start_daemon, constants=limits) as scene:
+        scene.daemon.send(signal.SIGTERM)
+        assert scene.daemon.wait() == 1
+        return scene.outcome(scene.finish(), status=None)
+
+
+@SECTION.fault(
+    "Another Header is set, and the daemon reads its settings again (SIGHUP), while it receives a message: that still "
+    "gets the old one.",
+    heard="250",
+    delivered="once",
+    log="settings read again: changed: Header",
+    case="text",
+)
+@SECTION.fault(
+    "It reads its settings again while the message is scanned.",
+    heard="250",
+    delivered="once",
+    log="settings read again: changed: Header",
+    case="verdict",
+)
+@SECTION.fault(
+    "It reads its settings again while the text goes to the next hop.",
+    heard="250",
+    delivered="once",
+    log="settings read again: changed: Header",
+    case="transmission",
+)
+@SECTION.fault(
+    "It reads its settings again when the next hop has the message, before its reply.",
+    heard="250",
+    delivered="once",
+    log="settings read again: changed: Header",
+    case="final reply",
+)
+def test_it_reads_its_settings_again(stoppable: Clamd, start_daemon: Start, case: str) -> Outcome:
+    with at(case, stoppable, start_daemon, "Header: X-Scanned: before") as scene:
+        configuration = scene.daemon.configuration
+        configuration.write_text(configuration.read_text().replace("X-Scanned: before", "X-Scanned: after"))
+        scene.daemon.send(signal.SIGHUP)
+        scene.daemon.wait_for_log("settings read again")
+        heard = scene.finish()
+        assert b"\r\nX-Scanned: before\r\n" in scene.hop.messages[0]
+        return scene.outcome(heard)
+
+
+@SECTION.fault(
+    "There is a mistake in its settings when it reads them again: the old ones stay.",
+    heard="250",
+    delivered="once",
+    log="Acton: is no setting; did you mean Action?; the settings from before are still used",
+)
+def test_there_is_a_mistake_in_its_settings(stoppable: Clamd, start_daemon: Start) -> Outcome:
+    with at("text", stoppable, start_daemon) as scene:
+        with scene.daemon.configuration.open("a") as file:
+            file.write("Acton: bounce\n")
+        scene.daemon.send(signal.SIGHUP)
+        scene.daemon.wait_for_log("the settings from before are still used")
+        return scene.outcome(scene.finish())
+
+
+@SECTION.fault(
+    "A worker stands still (SIGSTOP) while it receives a message; the client tries again.",
+    heard=LOST,
+    delivered="once",
+    log="worker … has not moved for …",
+)
+def test_a_worker_stands_still(stoppable: Clamd, start_daemon: Start) -> Outcome:
+    limits = {"worker.BEAT_INTERVAL": 0.1, "supervisor.LOOK_INTERVAL": 0.4, "supervisor.LOOKS": 3}
+    with at("text", stoppable, start_daemon, "Workers: 2", constants=limits) as scene:
+        os.kill(accepted_by(scene.daemon), signal.SIGSTOP)
+        scene.daemon.wait_for_log("was killed by SIGKILL")
+        heard = [scene.finish(), attempt(scene.daemon, scene.text)]
+        return scene.outcome(in_turn(heard))
