@@ -16,6 +16,7 @@ from tests.support.clamd import EICAR, Clamd
 from tests.support.client import NO_REPLY, Client, attempt, text_of
 from tests.support.daemon import Daemon
 from tests.support.faults import Outcome, Section, in_turn, outcome
+from tests.support.signatures import daily
 from tests.support.sink import Sink
 
 SECTION = Section(
@@ -372,18 +373,16 @@ def test_it_does_not_look_at_so_much(sink: Sink, start_daemon: Start, case: str)
     log="the verdict came after the client had left: clean",
     case=True,
 )
-def test_it_is_slow_and_the_client_comes_again(one: Clamd, sink: Sink, start_daemon: Start, case: bool) -> Outcome:
-    daemon = start(start_daemon, sink, [one])
-    one.send(signal.SIGSTOP)
-    Sending(daemon, TEXT).leave()
-    if case:
-        one.send(signal.SIGCONT)
+def test_it_is_slow_and_the_client_comes_again(sink: Sink, start_daemon: Start, case: bool) -> Outcome:
+    # The verdict is kept for as long as the signatures are the same, and so these have a version.
+    with Clamd(database={"daily.cud": daily(27600)}) as clamd:
+        daemon = start(start_daemon, sink, [clamd])
+        clamd.send(signal.SIGSTOP)
+        Sending(daemon, TEXT).leave()
+        again = None if case else Sending(daemon, TEXT)
+        clamd.send(signal.SIGCONT)
         daemon.wait_for_log("the client had left")
-        heard = attempt(daemon, TEXT)
-    else:
-        again = Sending(daemon, TEXT)
-        one.send(signal.SIGCONT)
-        heard = again.reply()
-    scans = [line for line in one.log.read_text().splitlines() if "memfd:clamsmtpd-1" in line]
-    assert len(scans) == 1, scans
-    return outcome(daemon, sink, in_turn([NO_REPLY, heard]), TEXT)
+        heard = again.reply() if again is not None else attempt(daemon, TEXT)
+        scans = [line for line in clamd.log.read_text().splitlines() if "memfd:clamsmtpd-1" in line]
+        assert len(scans) == 1, scans
+        return outcome(daemon, sink, in_turn([NO_REPLY, heard]), TEXT)

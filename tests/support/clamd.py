@@ -34,14 +34,15 @@ class Clamd:
 
     ``settings`` are further lines of clamd.conf(5), ``database`` further files of signatures by their names.
     With ``log_clean`` it logs every scan, not only what it finds. ``parent`` is the folder in which it has one of its
-    own. It runs as whoever runs the tests.
+    own. It runs as whoever runs the tests. A ``blind`` one has no signatures but those in ``database``.
     """
 
     def __init__(
         self,
         *settings: str,
         log_clean: bool = True,
-        database: Mapping[str, str] | None = None,
+        database: Mapping[str, str | bytes] | None = None,
+        blind: bool = False,
         parent: str | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-clamd-", dir=parent))
@@ -49,9 +50,12 @@ class Clamd:
         self.unix = UnixAddress(str(self.folder / "clamd.sock"))
         self.tcp = TcpAddress("127.0.0.1", free_port())
         self.log = self.folder / "log"
-        self._write_database(self.folder / "database")
+        (self.folder / "database").mkdir()
+        if not blind:
+            self.write_signatures()
         for name, signatures in (database or {}).items():
-            (self.folder / "database" / name).write_text(signatures)
+            octets = signatures if isinstance(signatures, bytes) else signatures.encode()
+            (self.folder / "database" / name).write_bytes(octets)
         lines = [
             "Foreground yes",
             f"DatabaseDirectory {self.folder / 'database'}",
@@ -99,9 +103,9 @@ class Clamd:
         self._program.stop()
         self._program = self._start()
 
-    @staticmethod
-    def _write_database(folder: Path) -> None:
-        folder.mkdir()
+    def write_signatures(self) -> None:
+        """Give it, for its next start or reload, the signatures by which it knows the test files."""
+        folder = self.folder / "database"
         name = EICAR_NAME.removesuffix(".UNOFFICIAL")
         (folder / "test.ndb").write_text(f"{name}:0:*:{EICAR.hex()}\n")
         program = TEST_FILES / "clam.exe"

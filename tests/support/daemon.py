@@ -25,9 +25,9 @@ def command(constants: Mapping[str, float]) -> list[str]:
     """Return the command that starts clamsmtpd with some constants changed, by ``MODULE.NAME``."""
     if not constants:
         return [sys.executable, "-m", "clamsmtpd"]
-    modules = ", ".join({name.partition(".")[0] for name in constants})
-    changes = "; ".join(f"{name} = {value!r}" for name, value in constants.items())
-    program = f"import sys; from clamsmtpd import cli, {modules}; {changes}; sys.exit(cli.main())"
+    modules = ", ".join(sorted({f"clamsmtpd.{name.rpartition('.')[0]}" for name in constants}))
+    changes = "; ".join(f"clamsmtpd.{name} = {value!r}" for name, value in constants.items())
+    program = f"import sys, clamsmtpd.cli, {modules}; {changes}; sys.exit(clamsmtpd.cli.main())"
     return [sys.executable, "-c", program]
 
 
