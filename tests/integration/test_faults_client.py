@@ -74,6 +74,24 @@ def test_it_leaves_while_the_message_is_scanned(stoppable: Clamd, sink: Sink, st
 
 
 @SECTION.fault(
+    "It sends a message and closes its own direction of the connection, as one that gives up does.",
+    heard="451 4.4.2",
+    delivered="nothing",
+    log="client left before the reply to its message; nothing delivered",
+)
+def test_it_closes_one_direction(stoppable: Clamd, sink: Sink, start_daemon: Start) -> Outcome:
+    daemon = start(start_daemon, stoppable, sink.address)
+    stoppable.send(signal.SIGSTOP)
+    with Client(daemon) as client:
+        assert client.data() == "354"
+        client.send(text_of("message") + b".\r\n")
+        client.say_no_more()
+        heard = client.reply()
+    stoppable.send(signal.SIGCONT)
+    return outcome(daemon, sink, heard, text_of("message"))
+
+
+@SECTION.fault(
     "It leaves while the text goes to the next hop, which has a part of it.",
     heard="nothing",
     delivered="nothing",

@@ -27,19 +27,13 @@ SECTION = Section(
 
 Start = Callable[..., Daemon]
 
-TIME_OUT = 1
-
 #: More than the buffers between two processes hold: some of it is still with us when the other one dies.
 LARGE = 12_000_000
 
 
-def start(start_daemon: Start, clamd: Clamd, address: object, **options: object) -> Daemon:
+def start(start_daemon: Start, clamd: Clamd, address: object, *, time_out: int = 1, **options: object) -> Daemon:
     return start_daemon(
-        f"OutAddress: {address}",
-        f"ClamAddress: {clamd.unix}",
-        f"TimeOut: {TIME_OUT}",
-        level=3,
-        **options,
+        f"OutAddress: {address}", f"ClamAddress: {clamd.unix}", f"TimeOut: {time_out}", level=3, **options
     )
 
 
@@ -202,6 +196,18 @@ def refused(clamd: Clamd, start_daemon: Start, verb: str, reply: bytes) -> Outco
             # It records what it refuses too.
             sink.recorded.clear()
         return outcome(daemon, sink, heard, text_of("message"))
+
+
+@SECTION.fault(
+    "There is a clamd at OutAddress, and no SMTP server.",
+    heard="421 4.3.0",
+    delivered="nothing",
+    log="next hop sent what is no SMTP reply: COMMAND READ TIMED OUT; that is clamd, not an SMTP server",
+)
+def test_it_is_clamd(clamd: Clamd, start_daemon: Start) -> Outcome:
+    with Clamd("CommandReadTimeout 1") as wrong, Sink() as nobody:
+        daemon = start(start_daemon, clamd, wrong.tcp, time_out=10)
+        return outcome(daemon, nobody, attempt(daemon, text_of("message")), text_of("message"))
 
 
 @SECTION.fault(
