@@ -12,6 +12,8 @@ __all__ = ["known_forms", "unknown_lines"]
 _SOURCE = Path(__file__).resolve().parent.parent / "src" / "clamsmtpd"
 
 _PREFIX = "clamsmtpd: "
+#: What stands in front of the last line of a kind of which others were left out.
+_MORE = re.compile(r"[\d,]+ more like this in \d+ s, the last one: ")
 #: What every line about a connection begins with.
 _TAG = "[0-9A-F]{6}: "
 _PLACE = re.compile(r"%(?:\(\w+\))?[-#0 +]*\d*(?:\.\d+)?([%a-zA-Z])")
@@ -74,8 +76,11 @@ def _expression(template: str) -> str:
 def unknown_lines(lines: Iterable[str], forms: Iterable[str]) -> list[str]:
     """Return the lines that are of no known form, and those that tell of an error within the daemon."""
     known = re.compile("|".join(f"(?:{form})" for form in forms))
-    return [
-        line
-        for line in lines
-        if not line.startswith(_PREFIX) or not known.fullmatch(line, len(_PREFIX)) or _FAULTS.search(line)
-    ]
+    unknown = []
+    for line in lines:
+        start = len(_PREFIX)
+        if more := _MORE.match(line, start):
+            start = more.end()
+        if not line.startswith(_PREFIX) or not known.fullmatch(line, start) or _FAULTS.search(line):
+            unknown.append(line)
+    return unknown

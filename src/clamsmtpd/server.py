@@ -57,9 +57,15 @@ class _Scanners:
 
     __slots__ = ("orphans", "pool", "scans", "settings")
 
-    def __init__(self, settings: Settings, share: Share) -> None:
+    def __init__(self, settings: Settings, share: Share, *, watched: bool) -> None:
         self.settings = settings
-        self.pool = Pool(settings.clam_addresses, time_out=settings.time_out)
+        self.pool = Pool(
+            settings.clam_addresses,
+            time_out=settings.time_out,
+            row=share.row,
+            watched=watched,
+            temp_directory=settings.temp_directory,
+        )
         self.scans = Scans(self.pool, share.verdicts, share.row)
         self.orphans = Orphans()
 
@@ -99,7 +105,8 @@ class Server:
     """Accepts clients on ``listeners``, which are bound and listening, and runs a session for each.
 
     ``certificate`` is the one for clients that want TLS; without one, none is offered. ``share`` is what this worker
-    has of what all have; without it, there are no others. Raises StartError when TLS with the next hop is to be
+    has of what all have; without it, there are no others. Scanners that are not ``watched`` are taken for usable.
+    Raises StartError when TLS with the next hop is to be
     verified, and nothing here could do that.
     """
 
@@ -109,17 +116,20 @@ class Server:
         listeners: Sequence[Listener],
         certificate: Certificate | None = None,
         share: Share | None = None,
+        *,
+        watched: bool = True,
     ) -> None:
         self._settings = settings
         self._listeners = list(listeners)
         share = Commons(1, settings.max_connections).share(0) if share is None else share
         self._share = share
+        self._watched = watched
         self._places = share.places
         # A turn in which one worker takes all who wait gives it all those connections for as long as they last.
         self._batch = ACCEPT_BATCH if share.workers == 1 else 1
         self._hooks = HookRunner()
         self._poller = Poller()
-        self._setup = self._set_up(settings, certificate, _Scanners(settings, share))
+        self._setup = self._set_up(settings, certificate, _Scanners(settings, share, watched=watched))
         # Those from before, for as long as a session has them, and the tasks that close what nobody has any more.
         self._old_setups: set[_Setup] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -152,8 +162,12 @@ class Server:
         """
         old = self._setup
         # What has been learnt of the same scanners is as true as before.
-        scanners = old.scanners if old.scanners.suit(settings) else _Scanners(settings, self._share)
+        scanners = old.scanners
+        if not scanners.suit(settings):
+            scanners = _Scanners(settings, self._share, watched=self._watched)
         self._setup = self._set_up(settings, certificate, scanners)
+        if scanners is not old.scanners:
+            scanners.pool.start()
         self._old_setups.add(old)
         self._let_go(old)
 
@@ -175,6 +189,7 @@ class Server:
         """Serve until ``stop`` is set; then let transactions in flight end, and return."""
         loop = asyncio.get_running_loop()
         self._open_reserve()
+        self._setup.scanners.pool.start()
         for listener in self._listeners:
             listener.socket.settimeout(0)
             if listener.socket.family != socket.AF_UNIX:

@@ -17,8 +17,9 @@ import uvloop
 from clamsmtpd.clamd.client import Scanner
 from clamsmtpd.clamd.protocol import Replies
 from clamsmtpd.spool import Spool
-from clamsmtpd.values import Address, Clean, Infected, UnixAddress, Unscanned, Verdict
+from clamsmtpd.values import Address, Clean, Infected, Oversize, UnixAddress, Unscanned, Verdict
 from tests.support.clamd import EICAR, EICAR_NAME, Clamd
+from tests.support.scanners import judge
 from tests.support.spooled import wire
 
 pytestmark = pytest.mark.integration
@@ -53,7 +54,7 @@ def scan(address: Address, spool: Spool, *, time_out: float = 30, by_path: bool 
         with contextlib.closing(Scanner(address, time_out=time_out)) as scanner:
             # A clamd that takes no descriptors is left to the unit tests; these do.
             scanner._passes_descriptors = not by_path
-            return await scanner.scan(spool)
+            return await judge(scanner, spool)
 
     return uvloop.run(main())
 
@@ -103,7 +104,7 @@ def test_many_at_once(clamd: Clamd, tmp_path: Path, kind: str) -> None:
             scanner = stack.enter_context(contextlib.closing(Scanner(address_of(clamd, kind), time_out=30)))
             texts = [HARMLESS, EICAR] * 100
             spools = [stack.enter_context(message(tmp_path, text)) for text in texts]
-            return await asyncio.gather(*map(scanner.scan, spools))
+            return await asyncio.gather(*(judge(scanner, spool) for spool in spools))
 
     assert uvloop.run(main()) == [Clean(), Infected(EICAR_NAME)] * 100
 
@@ -138,7 +139,7 @@ def test_a_text_above_the_limit_of_streams(strict: Clamd, tmp_path: Path) -> Non
     for size in (STREAM_MAX + 1, 20 * STREAM_MAX):
         with message(tmp_path, b"x" * size) as spool:
             verdict = scan(strict.tcp, spool)
-            assert verdict == Unscanned(f"clamd at {strict.tcp}: {reason} in clamd.conf")
+            assert verdict == Oversize(f"{reason} in clamd.conf")
 
 
 def test_half_a_command_is_answered_with_a_line_end(strict: Clamd) -> None:
@@ -159,7 +160,7 @@ def test_more_than_its_queue_holds(strict: Clamd, tmp_path: Path, kind: str) -> 
         with contextlib.ExitStack() as stack:
             scanner = stack.enter_context(contextlib.closing(Scanner(address_of(strict, kind), time_out=30)))
             spools = [stack.enter_context(message(tmp_path, EICAR)) for _ in range(300)]
-            return await asyncio.gather(*map(scanner.scan, spools))
+            return await asyncio.gather(*(judge(scanner, spool) for spool in spools))
 
     assert set(uvloop.run(main())) == {Infected(EICAR_NAME)}
 
@@ -171,7 +172,7 @@ async def scan_all(scanner: Scanner, spools: list[Spool], *, at_once: int) -> li
 
     async def work() -> None:
         for number, spool in left:
-            verdicts[number] = await scanner.scan(spool)
+            verdicts[number] = await judge(scanner, spool)
 
     await asyncio.gather(*(work() for _ in range(at_once)))
     return [verdicts[number] for number in range(len(spools))]
@@ -257,9 +258,8 @@ def test_a_scan_that_takes_longer_than_clamd_waits_for_commands(
             # Replies come all the time; they do not count.
             spools += [stack.enter_context(message(tmp_path, slow(number, 19), EICAR)) for number in range(1, 60)]
             began = time.monotonic()
-            scans = [asyncio.create_task(scanner.scan(spool)) for spool in spools]
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            scans = [asyncio.create_task(judge(scanner, spool)) for spool in spools]
+            await asyncio.sleep(0.02)
             (session,) = scanner._sessions
             verdicts = [await scan for scan in scans]
             assert scanner._sessions == {session}, "it was not ended"
@@ -289,7 +289,7 @@ def test_over_tcp_only_the_scan_remains_at_the_final_dot(clamd: Clamd, tmp_path:
             spool.seal(stuffed=False)
             # Nothing of it is read any more, from its beginning at least.
             stack.enter_context(pytest.MonkeyPatch.context()).setattr(Spool, "pieces", None)
-            verdict = await scanner.scan(spool, early)
+            verdict = await judge(scanner, spool, early)
             assert verdict == (Infected(EICAR_NAME) if text else Clean())
 
     uvloop.run(main())
@@ -307,7 +307,7 @@ def test_too_large_while_it_comes_in(strict: Clamd, tmp_path: Path) -> None:
                 spool.append(b"z" * 50_000)
                 await asyncio.sleep(0.001)
             spool.seal(stuffed=False)
-            assert await scanner.scan(spool, early) == Unscanned(f"clamd at {strict.tcp}: {reason} in clamd.conf")
+            assert await judge(scanner, spool, early) == Oversize(f"{reason} in clamd.conf")
 
     uvloop.run(main())
 
@@ -323,7 +323,7 @@ def test_a_client_that_is_slower_than_clamd_waits(strict: Clamd, tmp_path: Path)
             assert not scanner._sessions, "clamd has given it up"
             spool.append(EICAR)
             spool.seal(stuffed=False)
-            assert await scanner.scan(spool, early) == Infected(EICAR_NAME)
+            assert await judge(scanner, spool, early) == Infected(EICAR_NAME)
 
     uvloop.run(main())
 

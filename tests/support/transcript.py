@@ -37,7 +37,7 @@ from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.smtp.relay import Relay, Terms
 from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Ground
 
-__all__ = ["GREETING", "MESSAGE", "play"]
+__all__ = ["DECISIONS", "GREETING", "MESSAGE", "Step", "parse", "play"]
 
 #: How every dialogue begins.
 GREETING = """
@@ -69,7 +69,8 @@ MESSAGE = (
 """
 )
 
-_DECISIONS: dict[str, Decision] = {
+#: By the word that stands for them behind ``decide``.
+DECISIONS: dict[str, Decision] = {
     "deliver": Deliver(b"X-Scanned: yes\r\n"),
     "deliver-on-top": Deliver(b"Received: here\r\n", on_top=True),
     "deliver-plain": Deliver(),
@@ -86,7 +87,7 @@ _DECISIONS: dict[str, Decision] = {
 
 
 @dataclass
-class _Step:
+class Step:
     """One event, and the effects that it must have."""
 
     kind: str
@@ -94,8 +95,9 @@ class _Step:
     effects: list[str] = field(default_factory=list)
 
 
-def _parse(transcript: str) -> list[_Step]:
-    steps: list[_Step] = []
+def parse(transcript: str) -> list[Step]:
+    """Read a transcript."""
+    steps: list[Step] = []
     for raw in transcript.splitlines():
         line = raw.strip()
         if not line or line.startswith("#"):
@@ -106,9 +108,9 @@ def _parse(transcript: str) -> list[_Step]:
             if steps and steps[-1].kind == kind and not steps[-1].effects:
                 steps[-1].data += data
             else:
-                steps.append(_Step(kind, data))
+                steps.append(Step(kind, data))
         elif kind == "..":
-            steps.append(_Step(text))
+            steps.append(Step(text))
         else:
             steps[-1].effects.append(line)
     return steps
@@ -182,14 +184,14 @@ def _cut(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def _events(relay: Relay, step: _Step, size: int) -> Iterable[Callable[[], list[Effect]]]:
+def _events(relay: Relay, step: Step, size: int) -> Iterable[Callable[[], list[Effect]]]:
     if step.kind == ">>":
         return [partial(relay.client_data, piece) for piece in _cut(step.data, size)]
     if step.kind == "<-":
         return [partial(relay.server_data, piece) for piece in _cut(step.data, size)]
     name, *words = step.kind.split()
     if name == "decide":
-        return [lambda: relay.decide(_DECISIONS[words[0]])]
+        return [lambda: relay.decide(DECISIONS[words[0]])]
     if name == "server-lost":
         return [lambda: relay.server_lost(" ".join(words))]
     if name == "server-insecure":
@@ -205,7 +207,7 @@ def play(transcript: str, terms: Terms | None = None, identity: Identity | None 
     relay = Relay()
     for size in (1 << 20, 1, 7):
         relay = Relay(terms, identity)
-        for number, step in enumerate(_parse(transcript)):
+        for number, step in enumerate(parse(transcript)):
             effects = [effect for event in _events(relay, step, size) for effect in event()]
             said = f"step {number} in pieces of {size}: {step.kind} {step.data!r}"
             assert _show(effects) == step.effects, said

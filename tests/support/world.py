@@ -184,10 +184,12 @@ async def world(
     out: str | None = None,
     clam: Callable[[str], str] = str,
     share: Share | None = None,
+    watched: bool = False,
 ) -> AsyncIterator[World]:
     """Start everything with ``lines`` of settings added; end everything.
 
-    In ``out``, ``{}`` stands for the next hop's address. ``share`` is for a server that has others beside it.
+    In ``out``, ``{}`` stands for the next hop's address. ``share`` is for a server that has others beside it. A clamd
+    that is ``watched`` must do as the real one.
     """
     hop = hop or Hop()
     clamd = clamd or Clamd()
@@ -214,7 +216,7 @@ async def world(
     port = sock.getsockname()[1]
     stop = asyncio.Event()
     certificate = Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
-    server = Server(settings, [Listener(sock, settings.listen[0])], certificate, share)
+    server = Server(settings, [Listener(sock, settings.listen[0])], certificate, share, watched=watched)
     served = asyncio.ensure_future(server.serve(stop))
     await asyncio.sleep(0)
     here = World(hop, clamd, server, port, spool, stop, served)

@@ -1,1 +1,1 @@
-"""The conversation with clamd: its protocol, without I/O, and the connections."""
+"""The conversation with clamd: its protocol, without I/O, the connections, and the choice among several."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from clamsmtpd.values import Verdict
+from clamsmtpd.clamd.outcome import Outcome
 
 __all__ = ["EARLY_MIN", "EarlyScan", "Followed", "Follower"]
 
@@ -47,20 +47,27 @@ class EarlyScan:
     when there is more. Without a scan, or if its result is None, the message is to be scanned when it is whole.
     """
 
-    __slots__ = ("_follower", "_growth", "_start", "_taken", "_task")
+    __slots__ = ("_follower", "_growth", "_start", "_taken", "_task", "scanner")
 
     def __init__(
         self,
         message: Followed,
-        start: Callable[[AsyncIterator[bytes]], asyncio.Task[Verdict | None] | None],
+        start: Callable[[AsyncIterator[bytes]], asyncio.Task[Outcome | None] | None],
     ) -> None:
+        #: Whose it is, for whoever has several.
+        self.scanner: object = None
         self._start = start
-        self._task: asyncio.Task[Verdict | None] | None = None
+        self._task: asyncio.Task[Outcome | None] | None = None
         self._growth: asyncio.Future[None] | None = None
         self._taken = False
         self._follower = message.follow(self._on_growth)
 
-    def take(self) -> asyncio.Task[Verdict | None] | None:
+    @property
+    def begun(self) -> bool:
+        """Whether there is a scan of it."""
+        return self._task is not None
+
+    def take(self) -> asyncio.Task[Outcome | None] | None:
         """Return what becomes the verdict on the message, which is complete; None if nothing has begun."""
         self._taken = True
         self._on_growth()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from clamsmtpd.values import Clean, Infected, Unscanned, Verdict
+from clamsmtpd.values import Clean, Infected, Oversize, Unscanned, Verdict
 
 __all__ = [
     "FILDES",
@@ -18,6 +18,7 @@ __all__ = [
     "PING",
     "STREAM_END",
     "STREAM_SUBJECT",
+    "VERSION",
     "Replies",
     "chunk_header",
     "explain",
@@ -44,6 +45,9 @@ STREAM_END = b"\0\0\0\0"
 #: Say something: a session in which nothing is asked for some time is ended, even in the midst of a scan.
 PING = b"zPING\0"
 
+#: Tell which program, signatures and date of them: ``ClamAV 1.4.3/27600/Fri Apr  4 08:36:16 2025``.
+VERSION = b"zVERSION\0"
+
 #: What clamd calls the thing that it scanned, in front of the colon.
 FILDES_SUBJECT = re.compile(rb"fd\[[0-9]+\]: ")
 STREAM_SUBJECT = re.compile(rb"stream: ")
@@ -52,6 +56,9 @@ STREAM_SUBJECT = re.compile(rb"stream: ")
 _REPLY_MAX = 4096
 _NAME_MAX = 256
 _NUMBER_DIGITS_MAX = 10
+
+# Who speaks first does not speak the protocol of clamd (RFC 5321 section 4.2).
+_GREETING = re.compile(rb"(?:220|421|554)[ -]")
 
 _FOUND = re.compile(rb"([^\r\n]+) FOUND\Z")
 _NOT_GRAPHIC = re.compile(r"[^!-~]")
@@ -66,9 +73,12 @@ _UNKNOWN = frozenset(
     }
 )
 
+# The stream is longer than StreamMaxLength, which has nothing to do with its text.
+_TOO_LONG = b"INSTREAM size limit exceeded. ERROR"
+
 # Errors of clamd that do not say what is to be done about them.
 _HINTS = {
-    b"INSTREAM size limit exceeded. ERROR": "the message is larger than StreamMaxLength in clamd.conf",
+    _TOO_LONG: "the message is larger than StreamMaxLength in clamd.conf",
     b"COMMAND READ TIMED OUT": "CommandReadTimeout or ReadTimeout in clamd.conf is too short, or it has too much to do",
 }
 
@@ -156,7 +166,7 @@ def understand(reply: bytes, subject: re.Pattern[bytes]) -> Verdict:
     """
     match = subject.match(reply)
     if match is None:
-        return Unscanned(explain(reply))
+        return Oversize(explain(reply)) if reply == _TOO_LONG else Unscanned(explain(reply))
     result = reply[match.end() :]
     if result == b"OK":
         return Clean()
@@ -174,7 +184,7 @@ def explain(reply: bytes) -> str:
     """Say in one readable line what clamd answered, and what is to be done about it where that is known."""
     if not reply.strip():
         return "an empty reply"
-    hint = _HINTS.get(reply.strip())
+    hint = "that is an SMTP server, not clamd" if _GREETING.match(reply) else _HINTS.get(reply.strip())
     return f"it answered {quote(reply)}" + (f": {hint}" if hint else "")
 
 

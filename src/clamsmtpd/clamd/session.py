@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from clamsmtpd.clamd.allowance import seconds
 from clamsmtpd.clamd.protocol import IDSESSION, PING, Replies
 
 __all__ = ["IDLE_LIMIT", "OWED_MAX", "PING_INTERVAL", "Answer", "ClamdSession", "Lost", "why"]
@@ -61,20 +62,25 @@ Answer = bytes | Lost
 class _Request:
     """What clamd is asked, and what becomes its answer, which is given up by whoever cancels it."""
 
-    __slots__ = ("answer", "command", "deadline", "descriptor")
+    __slots__ = ("answer", "command", "deadline", "descriptor", "limit")
 
-    def __init__(self, command: bytes, descriptor: int, answer: asyncio.Future[Answer], deadline: float) -> None:
+    def __init__(
+        self, command: bytes, descriptor: int, answer: asyncio.Future[Answer], deadline: float, limit: float
+    ) -> None:
         self.command = command
         self.descriptor = descriptor
         self.answer = answer
         self.deadline = deadline
+        # Seconds from when it was asked to the deadline.
+        self.limit = limit
 
 
 class ClamdSession:
     """A connection to clamd by ``sock``, which is connected, does not block, and belongs to this from now on.
 
     ``kept``: by IDSESSION it stays for any number of scans, also several at once. Otherwise it is good for one.
-    A reply may take ``time_out`` seconds. ``ended`` is called once, when nothing more can be asked.
+    Each request says how long its reply may take. ``ended`` is called once, when nothing more can be asked, and
+    ``slow`` now and then when replies are owed for some seconds.
     """
 
     __slots__ = (
@@ -89,8 +95,8 @@ class ClamdSession:
         "_opening",
         "_owed",
         "_replies",
+        "_slow",
         "_streaming",
-        "_time_out",
         "_timer",
         "_waiting",
         "_wakes",
@@ -100,7 +106,12 @@ class ClamdSession:
     )
 
     def __init__(
-        self, sock: socket.socket, *, time_out: float, ended: Callable[[ClamdSession], None], kept: bool = True
+        self,
+        sock: socket.socket,
+        *,
+        ended: Callable[[ClamdSession], None],
+        slow: Callable[[], None] | None = None,
+        kept: bool = True,
     ) -> None:
         self.socket = sock
         #: Whether another request may be made.
@@ -108,8 +119,8 @@ class ClamdSession:
         #: Whether clamd has ever said something, and so has taken the connection.
         self.heard = False
         self._kept = kept
-        self._time_out = time_out
         self._ended = ended
+        self._slow = slow
         self._loop = asyncio.get_running_loop()
         self._replies = Replies(numbered=kept)
         self._opening = IDSESSION if kept else b""
@@ -133,14 +144,14 @@ class ClamdSession:
 
     # ---- requests -----------------------------------------------------------------------------
 
-    def ask(self, command: bytes, descriptor: int = -1) -> asyncio.Future[Answer]:
+    def ask(self, command: bytes, descriptor: int = -1, *, limit: float) -> asyncio.Future[Answer]:
         """Send a request, with an open file if one is given; return what becomes the text of its reply, or Lost.
 
-        Cancel it to give it up. The file must stay open until then.
+        The reply may take ``limit`` seconds. Cancel it to give it up. The file must stay open until then.
         """
         now = self._loop.time()
         answer: asyncio.Future[Answer] = self._loop.create_future()
-        request = _Request(command, descriptor, answer, now + self._time_out)
+        request = _Request(command, descriptor, answer, now + limit, limit)
         if not self._open:
             answer.set_result(self._lost)
             return answer
@@ -159,7 +170,7 @@ class ClamdSession:
         Returns the octets of the request, and what becomes its reply. Nothing else may be asked until
         :meth:`finish`.
         """
-        request = self._streaming = _Request(command, -1, self._loop.create_future(), math.inf)
+        request = self._streaming = _Request(command, -1, self._loop.create_future(), math.inf, math.inf)
         self.usable = False
         if self._open:
             self._number(request)
@@ -168,12 +179,13 @@ class ClamdSession:
         octets, self._opening = self._opening + command, b""
         return octets, request.answer
 
-    def finish(self) -> None:
-        """Learn that no more of the text is sent: from now on the time runs."""
+    def finish(self, limit: float) -> None:
+        """Learn that no more of the text is sent: from now on the reply may take ``limit`` seconds."""
         request, self._streaming = self._streaming, None
         if request is not None and self._open:
             self._asked = self._loop.time()
-            request.deadline = self._asked + self._time_out
+            request.deadline = self._asked + limit
+            request.limit = limit
             self.usable = self._kept
             self._wake_by(min(request.deadline, self._asked + PING_INTERVAL))
 
@@ -181,6 +193,15 @@ class ClamdSession:
         """Learn that clamd takes nothing more. What it said before is still to be read, and tells best why."""
         self.usable = False
         self._loop.call_soon(self._read_all)
+
+    def give_up(self, reason: str) -> None:
+        """Let nobody wait here any longer, as if it were late with all that it owes."""
+        self.usable = False
+        lost = Lost(reason, timed_out=True)
+        for request in list(self._awaited()):
+            request.answer.set_result(lost)
+        if self._streaming is None:
+            self.close()
 
     def close(self) -> None:
         """End it now."""
@@ -349,9 +370,8 @@ class ClamdSession:
         if late:
             # What is late may still come, but whoever asks next is better off elsewhere.
             self.usable = False
-            lost = Lost(f"no answer within {self._time_out:g} seconds", timed_out=True)
             for request in late:
-                request.answer.set_result(lost)
+                request.answer.set_result(Lost(f"no answer within {seconds(request.limit)}", timed_out=True))
         awaited = list(self._awaited())
         if not awaited and not self.usable:
             self.close()
@@ -359,6 +379,8 @@ class ClamdSession:
             # Whoever sends it has a clock of its own.
             pass
         elif awaited:
+            if self._slow is not None:
+                self._slow()
             if self._kept and now - self._asked >= PING_INTERVAL and not self._send(None):
                 # It reads nothing, and so waits for no command either.
                 self._asked = now

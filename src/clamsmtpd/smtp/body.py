@@ -127,14 +127,14 @@ class EndOfData:
 
 
 # RFC 5322 section 2.2: a field name is printable ASCII without a colon, on a line of 998 octets at most;
-# section 4.5.8 lets old mail have blanks in front of the colon. Lines end at LF here, with a CR
-# before it or not: a next hop that takes a bare LF for the end of a line then finds our field where
-# it looks for one, and for any other next hop it stands as well there as elsewhere.
-_START = rb"[!-9;-~]{1,998}+[ \t]*+:|[ \t]"
+# section 4.5.8 lets old mail have blanks in front of the colon; without a limit to them, what a line is would
+# depend on how it is cut into segments. Lines end at LF here, with a CR before it or not: a next hop that takes a
+# bare LF for the end of a line then finds our field where it looks for one, and for any other next hop it stands as
+# well there as elsewhere.
+_START = rb"[!-9;-~]{1,998}+[ \t]{0,998}+:|[ \t]"
 _LINES = re.compile(rb"(?:(?:%b)[^\n]*+\n)*+" % _START)
 _LINE_START = re.compile(_START)
-_UNDECIDED = re.compile(rb"[!-9;-~]{0,998}+[ \t]*+\Z")
-_UNDECIDED_MAX = 1024
+_UNDECIDED = re.compile(rb"[!-9;-~]{0,998}+[ \t]{0,998}+\Z")
 
 # One of lines that end at LF, with the line end in front of it.
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
@@ -241,7 +241,7 @@ class HeaderSection:
 
     @staticmethod
     def _undecided(window: bytes, at: int) -> bool:
-        return len(window) - at <= _UNDECIDED_MAX and _UNDECIDED.match(window, at) is not None
+        return _UNDECIDED.match(window, at) is not None
 
 
 class Stuffing:

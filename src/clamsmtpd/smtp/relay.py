@@ -309,6 +309,7 @@ class Relay:
             or self._phase is not _COMMAND
             or self._hello_due
             or self._message is not None
+            or self._input.refusing
             or self._has_work()
             or not _is_one_line(data, COMMAND_LINE_MAX)
         ):
@@ -932,7 +933,7 @@ class Relay:
         self._answer(reply.encode())
         if early or self._client_gone:
             # Refused while the text was still going out: whatever we send next could be read as text.
-            self._close(None if self._client_gone else replies.NEXT_HOP_LOST)
+            self._close(None if self._client_gone or self._said_421 else replies.NEXT_HOP_LOST)
         else:
             self._end_transaction()
 

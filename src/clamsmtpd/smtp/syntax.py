@@ -52,7 +52,7 @@ class CommandLines:
     it cut at a bare LF, ``DA<NUL>`` could be completed by what follows.
     """
 
-    __slots__ = ("_at", "_refusing", "pending")
+    __slots__ = ("_at", "pending", "refusing")
 
     def __init__(self) -> None:
         #: Empty when all octets have been taken out.
@@ -60,7 +60,8 @@ class CommandLines:
         # Where the octets in it begin that have not been taken out. To cut the others off with each line would
         # cost the square of what a client pipelines.
         self._at = 0
-        self._refusing = False
+        #: Whether what comes next is the rest of a line that was refused, up to its CRLF.
+        self.refusing = False
 
     def __len__(self) -> int:
         return len(self.pending) - self._at
@@ -91,7 +92,7 @@ class CommandLines:
         The refusal of a line comes as soon as it is certain, once; the rest of that line is then dropped.
         What comes out depends on the octets alone, not on how they were cut into segments.
         """
-        if self._refusing and not self._drop_refused():
+        if self.refusing and not self._drop_refused():
             return None
         data, begin = self.pending, self._at
         if not data:
@@ -113,7 +114,7 @@ class CommandLines:
             self.pending = b"\r" if self.pending.endswith(b"\r") else b""
             self._at = 0
             return False
-        self._refusing = False
+        self.refusing = False
         self._take_until(end + 2)
         return True
 
@@ -129,7 +130,7 @@ class CommandLines:
         line = data[:-1] if data.endswith(b"\r") else data
         refused = self._verdict(line, limit)
         if refused:
-            self._refusing = True
+            self.refusing = True
             self._take_until(self._at + len(line))
         return refused
 

@@ -19,8 +19,9 @@ import uvloop
 
 from clamsmtpd.clamd.client import KEPT_MAX, Scanner
 from clamsmtpd.clamd.early import Follower
-from clamsmtpd.values import Address, Clean, Infected, TcpAddress, UnixAddress, Unscanned, Verdict
+from clamsmtpd.values import Address, Clean, Infected, Oversize, TcpAddress, UnixAddress, Unscanned, Verdict
 from tests.support.loops import Run
+from tests.support.scanners import judge
 
 Handler = Callable[[socket.socket], Awaitable[None]]
 
@@ -35,6 +36,10 @@ class Message:
     text: list[bytes] = field(default_factory=lambda: [b"Subject: x\r\n", b"\r\ntext\r\n"])
     at: str = "/var/spool/clamsmtpd.aB3x9Z"
     descriptors: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.text))
 
     def descriptor(self) -> int:
         descriptor = os.memfd_create("message")
@@ -70,7 +75,7 @@ async def scan(address: Address, message: Message | None = None, *, time_out: fl
 async def scan_with(scanner: Scanner, message: Message | None = None) -> Verdict:
     message = message or Message()
     with contextlib.closing(message):
-        return await scanner.scan(message)
+        return await judge(scanner, message)
 
 
 @contextlib.asynccontextmanager
@@ -416,7 +421,7 @@ def test_whoever_makes_progress_has_time(run: Run) -> None:
     run(main())
 
 
-def test_the_verdict_has_the_whole_limit(run: Run) -> None:
+def test_sending_takes_of_the_time_for_the_verdict(run: Run) -> None:
     class Slow(Message):
         def pieces(self) -> Iterator[bytes]:
             yield b"one"
@@ -425,12 +430,15 @@ def test_the_verdict_has_the_whole_limit(run: Run) -> None:
 
     async def handler(connection: socket.socket) -> None:
         await streamed(connection)
-        await asyncio.sleep(0.6)
-        connection.send(b"stream: OK\0")
+        await silence(connection)
 
     async def main() -> None:
         async with remote(handler) as address:
-            assert await scan(address, Slow(), time_out=1) == Clean()
+            began = time.monotonic()
+            assert await scan(address, Slow(), time_out=1) == Unscanned(
+                f"clamd at {address}: no answer within 0.4 seconds"
+            )
+            assert 0.9 < time.monotonic() - began < 1.4
 
     run(main())
 
@@ -496,8 +504,8 @@ def test_a_text_that_is_too_large_is_told_as_such(run: Run) -> None:
         async with remote(handler) as address:
             for _ in range(10):
                 verdict = await scan(address, Message([b"x" * 262144] * 80))
-                assert verdict == Unscanned(
-                    f'clamd at {address}: it answered "INSTREAM size limit exceeded. ERROR": '
+                assert verdict == Oversize(
+                    'it answered "INSTREAM size limit exceeded. ERROR": '
                     "the message is larger than StreamMaxLength in clamd.conf"
                 )
 
@@ -529,7 +537,7 @@ def test_half_a_message_is_not_clean(run: Run, reply: bytes, verdict: Verdict | 
 def test_a_clamd_that_takes_nothing(run: Run) -> None:
     async def main() -> None:
         async with remote(deafness) as address:
-            verdict = await scan(address, Message([b"x" * 262144] * 80), time_out=SHORT)
+            verdict = await judge(plain_scanner(address), Message([b"x" * 262144] * 80), limit=SHORT)
             reason = "it took nothing more of the message within 0.25 seconds"
             assert verdict == Unscanned(f"clamd at {address}: {reason}")
 
@@ -768,7 +776,7 @@ def test_when_one_session_was_lost_the_others_make_room_for_the_second_try() -> 
             assert await asyncio.gather(*(scan_with(scanner) for _ in range(3))) == [Clean()] * 3
             kept = set(scanner._free)
             assert kept
-            second = await scanner._open_or_take(kept=False)
+            second = await scanner._open_or_take(asyncio.get_running_loop().time() + LONG, kept=False)
             assert scanner._sessions == {second}
             scanner.close()
 
@@ -848,7 +856,7 @@ def test_every_address_of_a_name_is_tried_and_names_are_looked_up_anew(run: Run)
 
                 with resolver(lookup):
                     began = time.monotonic()
-                    scanner = plain_scanner(NAMED, time_out=2)
+                    scanner = plain_scanner(NAMED, time_out=1.5)
                     assert await scan_with(scanner) == Clean()
                     assert await scan_with(scanner) == Clean()
                     assert time.monotonic() - began < 2, "one that is dead must not take all of the time"
@@ -932,6 +940,7 @@ def test_faults_of_the_storage_are_the_callers(run: Run, tmp_path: Path) -> None
         async with local(tmp_path, silence) as address:
             with pytest.raises(OSError, match="No space left"):
                 await scan(address, Broken())
+            await asyncio.sleep(0.01)
         async with remote(silence) as tcp:
             with pytest.raises(OSError, match="Input/output error"):
                 await scan(tcp, Broken())

@@ -14,9 +14,11 @@ import pytest
 from clamsmtpd.clamd import client as module
 from clamsmtpd.clamd.client import Scanner
 from clamsmtpd.clamd.early import EARLY_MIN, EarlyScan
+from clamsmtpd.clamd.outcome import Outcome
 from clamsmtpd.spool import Spool
-from clamsmtpd.values import Clean, Infected, TcpAddress, UnixAddress, Unscanned, Verdict
+from clamsmtpd.values import Clean, Infected, Oversize, TcpAddress, UnixAddress, Unscanned, Verdict
 from tests.support.loops import Run
+from tests.support.scanners import judge
 
 LONG, SHORT = 20.0, 0.25
 
@@ -97,7 +99,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def verdict_on(scanner: Scanner, spool: Spool, early: EarlyScan, *, stuffed: bool = False) -> Verdict:
     spool.seal(stuffed=stuffed)
-    return await scanner.scan(spool, early)
+    return await judge(scanner, spool, early)
 
 
 # ---- as it should be -----------------------------------------------------------------------------
@@ -221,7 +223,7 @@ def test_what_is_too_large_is_not_sent_again(run: Run, tmp_path: Path) -> None:
                 await until(lambda: bool(clamd.texts and clamd.texts[0]))
                 spool.append(LARGE)
                 verdict = await verdict_on(scanner, spool, early)
-            assert isinstance(verdict, Unscanned)
+            assert isinstance(verdict, Oversize)
             assert "the message is larger than StreamMaxLength" in verdict.reason
             assert len(clamd.texts) == 1
 
@@ -259,7 +261,7 @@ def test_a_clamd_that_had_all_of_it_had_its_time(run: Run, tmp_path: Path) -> No
                 spool.append(LARGE)
                 verdict = await verdict_on(scanner, spool, early)
             assert isinstance(verdict, Unscanned)
-            assert verdict.reason.endswith("no answer within 0.25 seconds")
+            assert verdict.reason.endswith("no answer within 0.55 seconds"), "the size adds to it"
             assert len(clamd.texts) == 1
             over.set()
 
@@ -365,7 +367,7 @@ def test_the_growth_of_a_text_wakes_nobody_for_little(run: Run, tmp_path: Path) 
     async def main() -> None:
         loop = asyncio.get_running_loop()
 
-        async def take(pieces: AsyncIterator[bytes]) -> Verdict | None:
+        async def take(pieces: AsyncIterator[bytes]) -> Outcome | None:
             sent.extend([len(piece) async for piece in pieces])
             return Clean()
 

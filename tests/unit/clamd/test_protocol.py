@@ -22,7 +22,7 @@ from clamsmtpd.clamd.protocol import (
     scan_request,
     understand,
 )
-from clamsmtpd.values import Clean, Infected, Unscanned, Verdict
+from clamsmtpd.values import Clean, Infected, Oversize, Unscanned, Verdict
 
 FD = FILDES_SUBJECT
 STREAM = STREAM_SUBJECT
@@ -198,13 +198,6 @@ def test_a_find_that_is_not_well_formed_is_no_verdict(reply: bytes) -> None:
         (b"Can't allocate memory ERROR\0", 'it answered "Can\'t allocate memory ERROR"'),
         (b"stream: Can't allocate memory ERROR\0", 'it answered "stream: Can\'t allocate memory ERROR"'),
         (
-            b"INSTREAM size limit exceeded. ERROR\0",
-            (
-                'it answered "INSTREAM size limit exceeded. ERROR": '
-                "the message is larger than StreamMaxLength in clamd.conf"
-            ),
-        ),
-        (
             b"COMMAND READ TIMED OUT\n",
             (
                 'it answered "COMMAND READ TIMED OUT": '
@@ -218,6 +211,21 @@ def test_a_find_that_is_not_well_formed_is_no_verdict(reply: bytes) -> None:
 def test_reasons_are_one_readable_line(reply: bytes, reason: str) -> None:
     for pieces in cuttings(reply):
         assert read(STREAM, pieces) == (Unscanned(reason), False)
+
+
+def test_a_stream_that_is_too_long_is_told_apart_from_failures() -> None:
+    reason = (
+        'it answered "INSTREAM size limit exceeded. ERROR": the message is larger than StreamMaxLength in clamd.conf'
+    )
+    for pieces in cuttings(b"INSTREAM size limit exceeded. ERROR\0"):
+        assert read(STREAM, pieces) == (Oversize(reason), False)
+
+
+@pytest.mark.parametrize("greeting", [b"220 mail.example ESMTP\r\n", b"220-mail.example\r\n", b"554 no\r\n"])
+def test_an_smtp_server_in_place_of_clamd_is_named(greeting: bytes) -> None:
+    replies = Replies(numbered=True)
+    assert replies.feed(greeting) == []
+    assert replies.fault.endswith(": that is an SMTP server, not clamd")
 
 
 @pytest.mark.parametrize("reply", [b"UNKNOWN COMMAND\0", b"FILDES support not compiled in. ERROR\0"])

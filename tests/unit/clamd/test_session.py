@@ -75,7 +75,7 @@ async def settle() -> None:
 
 @contextlib.asynccontextmanager
 async def connected(
-    *, time_out: float = LONG, kept: bool = True, kind: type[socket.socket] = socket.socket
+    *, kept: bool = True, kind: type[socket.socket] = socket.socket
 ) -> AsyncIterator[tuple[ClamdSession, Peer]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with theirs:
@@ -83,7 +83,7 @@ async def connected(
         sock = kind(fileno=ours.detach())
         sock.setblocking(False)
         peer = Peer(theirs)
-        session = ClamdSession(sock, time_out=time_out, ended=peer.on_ended, kept=kept)
+        session = ClamdSession(sock, ended=peer.on_ended, kept=kept)
         try:
             yield session, peer
         finally:
@@ -117,9 +117,9 @@ def test_requests_go_out_at_once_and_each_with_its_file(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
             with file(b"first") as descriptor:
-                first = session.ask(FILDES, descriptor)
+                first = session.ask(FILDES, descriptor, limit=LONG)
             with file(b"second") as descriptor:
-                second = session.ask(FILDES, descriptor)
+                second = session.ask(FILDES, descriptor, limit=LONG)
             assert peer.heard() == BEGIN + FILDES + FILDES
             assert peer.files == [b"first", b"second"]
             await peer.say(b"1: fd[10]: OK\0", b"2: fd[11]: Evil FOUND\0")
@@ -135,7 +135,7 @@ def test_replies_find_their_requests_in_any_order_and_any_cutting(run: Run) -> N
             said = b"".join(b"%d: reply to %d\0" % (number, number) for number in order)
             for pieces in cuttings(said):
                 async with connected() as (session, peer):
-                    answers = [session.ask(b"zSCAN /%d\0" % number) for number in (1, 2, 3)]
+                    answers = [session.ask(b"zSCAN /%d\0" % number, limit=LONG) for number in (1, 2, 3)]
                     await peer.say(*pieces)
                     assert await all_of(*answers) == [b"reply to 1", b"reply to 2", b"reply to 3"]
 
@@ -151,7 +151,7 @@ def test_whatever_comes_in_whatever_order_nobody_gets_anothers_verdict(
         said = b"".join(b"%d: fd[%d]: V%d FOUND\0" % (number, number, number) for number in order)
         edges = sorted({0, len(said), *(cut for cut in cuts if cut < len(said))})
         async with connected() as (session, peer):
-            answers = {number: session.ask(FILDES) for number in range(1, 13)}
+            answers = {number: session.ask(FILDES, limit=LONG) for number in range(1, 13)}
             for number in gone:
                 answers[number].cancel()
             for start, stop in itertools.pairwise(edges):
@@ -182,7 +182,7 @@ def test_whatever_comes_in_whatever_order_nobody_gets_anothers_verdict(
 def test_who_gives_a_reply_that_nobody_asked_for_is_not_believed(run: Run, strange: bytes) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
-            first, second = session.ask(FILDES), session.ask(FILDES)
+            first, second = session.ask(FILDES, limit=LONG), session.ask(FILDES, limit=LONG)
             await peer.say(b"1: fd[10]: Evil FOUND\0", strange)
             assert await first == b"fd[10]: Evil FOUND"
             assert await second == Lost("it gave a reply that nobody asked for")
@@ -194,7 +194,7 @@ def test_who_gives_a_reply_that_nobody_asked_for_is_not_believed(run: Run, stran
 def test_a_reply_that_comes_twice_ends_the_session(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
-            first, second = session.ask(FILDES), session.ask(FILDES)
+            first, second = session.ask(FILDES, limit=LONG), session.ask(FILDES, limit=LONG)
             await peer.say(b"1: fd[10]: OK\0", b"1: fd[10]: OK\0")
             assert await first == b"fd[10]: OK"
             assert await second == Lost("it gave a reply that nobody asked for")
@@ -205,7 +205,7 @@ def test_a_reply_that_comes_twice_ends_the_session(run: Run) -> None:
 def test_a_reply_that_comes_after_its_message_was_given_up_is_nobodys(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
-            first, second = session.ask(FILDES), session.ask(FILDES)
+            first, second = session.ask(FILDES, limit=LONG), session.ask(FILDES, limit=LONG)
             first.cancel()
             await peer.say(b"1: fd[10]: Evil FOUND\0", b"2: fd[11]: OK\0")
             assert await second == b"fd[11]: OK"
@@ -233,7 +233,7 @@ def test_when_clamd_ends_a_session_all_that_was_owed_is_lost(run: Run, last: byt
     async def main() -> None:
         for pieces in cuttings(b"1: fd[10]: OK\0" + last):
             async with connected() as (session, peer):
-                answers = [session.ask(FILDES) for _ in range(3)]
+                answers = [session.ask(FILDES, limit=LONG) for _ in range(3)]
                 await peer.say(*pieces)
                 if not lost.strange and b"\n" not in last:
                     await peer.hang_up()
@@ -249,9 +249,9 @@ def test_what_is_asked_when_the_session_has_ended_is_lost_at_once(run: Run) -> N
             await peer.hang_up()
             assert peer.ended == 1
             lost = Lost("it closed the connection without a reply")
-            assert await session.ask(FILDES) == lost
+            assert await session.ask(FILDES, limit=LONG) == lost
             assert await session.begin(INSTREAM)[1] == lost
-            session.finish()
+            session.finish(LONG)
             assert peer.ended == 1
 
     run(main())
@@ -262,12 +262,12 @@ def test_clamd_leaves_in_the_moment_of_a_request(run: Run) -> None:
 
     async def main() -> None:
         async with connected() as (session, peer):
-            first = session.ask(FILDES)
+            first = session.ask(FILDES, limit=LONG)
             peer.heard()
             peer.socket.send(b"1: fd[10]: Evil FOUND\0")
             # Nothing of it has been read when the next is asked.
             peer.socket.close()
-            second = session.ask(FILDES)
+            second = session.ask(FILDES, limit=LONG)
             assert not session.usable
             assert await first == b"fd[10]: Evil FOUND"
             assert await second == Lost("it closed the connection without a reply")
@@ -285,12 +285,12 @@ def test_clamd_leaves_behind_a_reply_and_without_having_read(
 
     async def main() -> None:
         async with connected(kept=kept) as (session, peer):
-            answers = [session.ask(FILDES) for _ in range(2 if kept else 1)]
+            answers = [session.ask(FILDES, limit=LONG) for _ in range(2 if kept else 1)]
             peer.socket.send(b"1: fd[10]: OK\0" if kept else b"fd[10]: O")
             await peer.hang_up(reads=False)
             if asks:
                 # This is the third that is owed, and the first that is told.
-                answers.append(session.ask(FILDES))
+                answers.append(session.ask(FILDES, limit=LONG))
             began = time.monotonic()
             heard = [await answer for answer in answers]
             lost = Lost("Connection reset by peer")
@@ -303,7 +303,7 @@ def test_clamd_leaves_behind_a_reply_and_without_having_read(
 def test_a_connection_for_one_scan_ends_with_its_reply(run: Run) -> None:
     async def main() -> None:
         async with connected(kept=False) as (session, peer):
-            answer = session.ask(b"zSCAN /x\0")
+            answer = session.ask(b"zSCAN /x\0", limit=LONG)
             assert not session.usable
             assert peer.heard() == b"zSCAN /x\0"
             await peer.say(b"/x: OK\0")
@@ -316,7 +316,7 @@ def test_a_connection_for_one_scan_ends_with_its_reply(run: Run) -> None:
 def test_octets_behind_the_one_reply(run: Run) -> None:
     async def main() -> None:
         async with connected(kept=False) as (session, peer):
-            answer = session.ask(b"zSCAN /x\0")
+            answer = session.ask(b"zSCAN /x\0", limit=LONG)
             await peer.say(b"/x: OK\0/x: Evil FOUND\0")
             assert await answer == Lost("octets behind its reply")
 
@@ -363,7 +363,7 @@ def test_requests_wait_for_a_full_connection_and_keep_their_order(run: Run) -> N
         async with connected() as (session, peer):
             count = fill(session.socket)
             with file(b"first") as one, file(b"second") as two:
-                first, second = session.ask(FILDES, one), session.ask(FILDES, two)
+                first, second = session.ask(FILDES, one, limit=LONG), session.ask(FILDES, two, limit=LONG)
                 await settle()
                 drain(peer, count)
                 await settle()
@@ -382,12 +382,12 @@ def test_a_message_that_is_given_up_while_it_waits_is_never_sent(run: Run) -> No
         async with connected() as (session, peer):
             count = fill(session.socket)
             with file(b"gone") as descriptor:
-                gone = session.ask(FILDES, descriptor)
+                gone = session.ask(FILDES, descriptor, limit=LONG)
             gone.cancel()
             with file(b"other") as reused:
                 assert reused == descriptor
                 with file(b"asked") as asked:
-                    answer = session.ask(FILDES, asked)
+                    answer = session.ask(FILDES, asked, limit=LONG)
                     drain(peer, count)
                     await settle()
             assert peer.heard() == BEGIN + FILDES
@@ -406,7 +406,7 @@ def test_too_many_descriptors_under_way_are_waited_for(run: Run, monkeypatch: py
         async with connected(kind=Reluctant) as (session, peer):
             monkeypatch.setattr(Reluctant, "refusal", code)
             with file(b"text") as descriptor:
-                answer = session.ask(FILDES, descriptor)
+                answer = session.ask(FILDES, descriptor, limit=LONG)
                 await asyncio.sleep(0.03)
                 assert peer.heard() == b""
                 assert session.usable
@@ -426,7 +426,7 @@ def test_a_session_that_ends_while_a_request_waits(run: Run, monkeypatch: pytest
         async with connected(kind=Reluctant) as (session, peer):
             monkeypatch.setattr(Reluctant, "refusal", errno.ETOOMANYREFS)
             with file(b"text") as descriptor:
-                answer = session.ask(FILDES, descriptor)
+                answer = session.ask(FILDES, descriptor, limit=LONG)
                 await peer.hang_up()
                 assert await answer == Lost("it closed the connection without a reply")
             await asyncio.sleep(0.03)
@@ -439,7 +439,7 @@ def test_no_more_is_asked_at_once_than_clamd_takes(run: Run, monkeypatch: pytest
 
     async def main() -> None:
         async with connected() as (session, peer):
-            answers = [session.ask(b"zSCAN /%d\0" % number) for number in range(5)]
+            answers = [session.ask(b"zSCAN /%d\0" % number, limit=LONG) for number in range(5)]
             assert peer.heard() == BEGIN + b"zSCAN /0\0zSCAN /1\0"
             answers[2].cancel()
             await peer.say(b"2: /1: OK\0")
@@ -462,9 +462,9 @@ def test_a_waiting_request_that_fails(run: Run, monkeypatch: pytest.MonkeyPatch,
 
     async def main() -> None:
         async with connected(kind=Reluctant) as (session, peer):
-            first = session.ask(b"zPING\0")
+            first = session.ask(b"zPING\0", limit=LONG)
             with file(b"text") as descriptor:
-                second, third = session.ask(FILDES, descriptor), session.ask(FILDES, descriptor)
+                second, third = session.ask(FILDES, descriptor, limit=LONG), session.ask(FILDES, descriptor, limit=LONG)
                 monkeypatch.setattr(Reluctant, "refusal", code)
                 await peer.say(b"1: PONG\0")
                 assert not session.usable
@@ -479,7 +479,7 @@ def test_half_a_request_is_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
     async def main() -> None:
         async with connected(kind=Reluctant) as (session, peer):
-            assert await session.ask(b"zSCAN /x\0") == Lost("it took only a part of a request")
+            assert await session.ask(b"zSCAN /x\0", limit=LONG) == Lost("it took only a part of a request")
             assert peer.ended == 1
 
     run(main())
@@ -488,7 +488,7 @@ def test_half_a_request_is_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_connection_that_is_reset(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
-            answer = session.ask(FILDES)
+            answer = session.ask(FILDES, limit=LONG)
             await peer.hang_up(reads=False)
             assert await answer == Lost("Connection reset by peer")
 
@@ -505,7 +505,7 @@ def test_a_stream_has_the_session_alone_until_it_is_answered(run: Run) -> None:
                 opening, answer = session.begin(INSTREAM)
                 assert opening == (BEGIN + INSTREAM if number == 1 else INSTREAM)
                 usable = [session.usable]
-                session.finish()
+                session.finish(LONG)
                 assert [*usable, session.usable] == [False, True]
                 await peer.say(b"%d: stream: OK\0" % number)
                 assert await answer == b"stream: OK"
@@ -520,7 +520,7 @@ def test_a_stream_that_is_answered_before_its_end_spoils_the_session(run: Run) -
             await peer.say(b"1: INSTREAM size limit exceeded. ERROR\0")
             assert await answer == b"INSTREAM size limit exceeded. ERROR"
             assert (session.usable, peer.ended) == (False, 1)
-            session.finish()
+            session.finish(LONG)
             assert not session.usable
 
     run(main())
@@ -549,7 +549,7 @@ async def heard_for(peer: Peer, seconds: float, *, says: Callable[[int], bytes] 
 def test_in_a_long_scan_clamd_is_kept_awake(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
-            answer = session.ask(FILDES)
+            answer = session.ask(FILDES, limit=LONG)
             heard = await heard_for(peer, 0.4)
             assert heard.startswith(BEGIN + FILDES + b"zPING\0zPING\0")
             assert heard.count(b"zPING\0") in range(3, 9)
@@ -565,7 +565,7 @@ def test_replies_alone_do_not_keep_clamd_awake(run: Run) -> None:
 
     async def main() -> None:
         async with connected() as (session, peer):
-            answers = [session.ask(FILDES) for _ in range(100)]
+            answers = [session.ask(FILDES, limit=LONG) for _ in range(100)]
             heard = await heard_for(peer, 0.4, says=lambda turn: b"%d: fd[10]: OK\0" % (turn + 1))
             assert heard.count(b"zPING\0") in range(3, 9)
             assert [answer.done() for answer in answers].count(True) >= 30
@@ -578,7 +578,7 @@ def test_replies_alone_do_not_keep_clamd_awake(run: Run) -> None:
 def test_a_connection_for_one_scan_needs_nothing_to_keep_it_awake(run: Run) -> None:
     async def main() -> None:
         async with connected(kept=False) as (session, peer):
-            answer = session.ask(FILDES)
+            answer = session.ask(FILDES, limit=LONG)
             assert await heard_for(peer, 0.2) == FILDES
             assert not answer.done()
 
@@ -589,7 +589,7 @@ def test_a_connection_for_one_scan_needs_nothing_to_keep_it_awake(run: Run) -> N
 def test_nothing_is_said_within_a_stream(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
-            first = session.ask(FILDES)
+            first = session.ask(FILDES, limit=LONG)
             await peer.say(b"1: fd[10]: OK\0")
             assert await first
             peer.heard()
@@ -604,7 +604,7 @@ def test_nothing_is_said_within_a_stream(run: Run) -> None:
 def test_a_connection_that_takes_no_ping_is_not_asked_too_often(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
-            answer = session.ask(FILDES)
+            answer = session.ask(FILDES, limit=LONG)
             count = fill(session.socket)
             await asyncio.sleep(0.12)
             drain(peer, len(BEGIN + FILDES) + count)
@@ -619,13 +619,13 @@ def test_a_connection_that_takes_no_ping_is_not_asked_too_often(run: Run) -> Non
 def test_a_session_in_which_nothing_is_asked_is_ended(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
-            first = session.ask(FILDES)
+            first = session.ask(FILDES, limit=LONG)
             await asyncio.sleep(0.03)
             await peer.say(b"1: fd[10]: OK\0")
             assert await first
             await asyncio.sleep(0.05)
             assert peer.ended == 0
-            second = session.ask(FILDES)
+            second = session.ask(FILDES, limit=LONG)
             await peer.say(b"2: fd[10]: OK\0")
             assert await second
             await asyncio.sleep(0.07)
@@ -638,10 +638,10 @@ def test_a_session_in_which_nothing_is_asked_is_ended(run: Run) -> None:
 
 def test_who_is_late_is_not_asked_again_and_others_go_on_waiting(run: Run) -> None:
     async def main() -> None:
-        async with connected(time_out=SHORT) as (session, peer):
-            first = session.ask(FILDES)
+        async with connected() as (session, peer):
+            first = session.ask(FILDES, limit=SHORT)
             await asyncio.sleep(SHORT * 0.6)
-            second = session.ask(FILDES)
+            second = session.ask(FILDES, limit=SHORT)
             lost: Answer = Lost("no answer within 0.25 seconds", timed_out=True)
             assert await first == lost
             assert (session.usable, peer.ended) == (False, 0)
@@ -654,8 +654,8 @@ def test_who_is_late_is_not_asked_again_and_others_go_on_waiting(run: Run) -> No
 
 def test_when_all_are_late_the_session_ends(run: Run) -> None:
     async def main() -> None:
-        async with connected(time_out=SHORT) as (session, peer):
-            answers = [session.ask(FILDES) for _ in range(3)]
+        async with connected() as (session, peer):
+            answers = [session.ask(FILDES, limit=SHORT) for _ in range(3)]
             answers[1].cancel()
             lost = Lost("no answer within 0.25 seconds", timed_out=True)
             assert [await answers[0], await answers[2]] == [lost, lost]
@@ -667,9 +667,9 @@ def test_when_all_are_late_the_session_ends(run: Run) -> None:
 
 def test_a_request_that_cannot_be_sent_is_late_as_well(run: Run) -> None:
     async def main() -> None:
-        async with connected(time_out=SHORT) as (session, _):
+        async with connected() as (session, _):
             fill(session.socket)
-            assert await session.ask(FILDES) == Lost("no answer within 0.25 seconds", timed_out=True)
+            assert await session.ask(FILDES, limit=SHORT) == Lost("no answer within 0.25 seconds", timed_out=True)
 
     run(main())
 
@@ -679,7 +679,7 @@ def test_nothing_overtakes_a_request_that_waits(run: Run) -> None:
     async def main() -> None:
         async with connected() as (session, peer):
             count = fill(session.socket)
-            answer = session.ask(FILDES)
+            answer = session.ask(FILDES, limit=LONG)
             await asyncio.sleep(0.12)
             drain(peer, count)
             await settle()
@@ -694,7 +694,7 @@ def test_nothing_overtakes_a_request_that_waits(run: Run) -> None:
 def test_a_ping_that_fails_ends_the_session(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with connected(kind=Reluctant) as (session, peer):
-            answer = session.ask(FILDES)
+            answer = session.ask(FILDES, limit=LONG)
             monkeypatch.setattr(Reluctant, "broken", True)
             assert await answer == Lost("No buffer space available")
             assert peer.ended == 1
@@ -706,14 +706,14 @@ def test_a_request_after_a_pause_has_its_own_limit(run: Run, monkeypatch: pytest
     monkeypatch.setattr(module, "PING_INTERVAL", 0.02)
 
     async def main() -> None:
-        async with connected(time_out=SHORT) as (session, peer):
-            first = session.ask(FILDES)
+        async with connected() as (session, peer):
+            first = session.ask(FILDES, limit=SHORT)
             await peer.say(b"1: fd[10]: OK\0")
             assert await first
             await asyncio.sleep(0.1)
             # By now it sleeps until the session has been idle for long.
             lost = Lost("no answer within 0.25 seconds", timed_out=True)
-            assert await asyncio.wait_for(session.ask(FILDES), 2) == lost
+            assert await asyncio.wait_for(session.ask(FILDES, limit=SHORT), 2) == lost
 
     run(main())
 

@@ -61,7 +61,7 @@ async def streaming(
         theirs, _ = listener.accept()
     ours.setblocking(False)
     theirs.setblocking(False)
-    session = ClamdSession(ours, time_out=time_out, ended=lambda _: None, kept=False)
+    session = ClamdSession(ours, ended=lambda _: None, kept=False)
     with theirs:
         try:
             yield Stream(session, time_out), session, Peer(theirs)

@@ -188,6 +188,8 @@ SECTIONS = [
     ("a name of 999 octets", b"A" * 999 + b": b\r\n\r\n", 0, 0),
     ("an endless name", b"A" * 5000 + b"\r\n\r\n", 0, 0),
     ("a name, then many blanks", b"A" + b" " * 2000 + b"x\r\n", 0, 0),
+    ("a name, then as many blanks as may be", b"A" + b" " * 998 + b": x\r\n", 0, 1004),
+    ("a name, then too many blanks", b"A" + b" " * 999 + b": x\r\n", 0, 0),
     ("a long field", b"A: " + b"x" * 100_000 + b"\r\nB: c\r\n\r\n", 0, 100_011),
 ]
 

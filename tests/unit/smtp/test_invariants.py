@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clamsmtpd.smtp.events import (
-    Awaits,
-    BeginMessage,
-    CloseClient,
-    CloseServer,
-    Discard,
-    Effect,
-    Inspect,
-    Reconnect,
-    SecureClient,
-    SecureServer,
-    Store,
-    ToClient,
-    ToServer,
-    Transmit,
-)
 from clamsmtpd.smtp.identity import Identity
-from clamsmtpd.smtp.relay import OUTSTANDING_MAX, Relay, Terms
+from clamsmtpd.smtp.relay import Terms
 from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Ground, OutTls
+from tests.support.watcher import Watcher
 
 CLIENT = st.sampled_from(
     [
@@ -112,98 +94,6 @@ TERMS = st.builds(
 )
 
 
-@dataclass
-class Watcher:
-    """Performs effects on a world of its own, and looks for what must not be."""
-
-    relay: Relay
-    stored: bool = False
-    inspecting: bool = False
-    delivering: bool = False
-    client_closed: bool = False
-    server_closed: bool = False
-    securing_client: bool = False
-    securing_server: bool = False
-    storing: bool = False
-
-    def watch(self, effects: list[Effect]) -> None:
-        self.storing = any(isinstance(effect, Store) for effect in effects)
-        for effect in effects:
-            match effect:
-                case ToClient(data):
-                    assert not self.client_closed
-                    assert not self.securing_client
-                    assert data.endswith(b"\r\n")
-                case ToServer(data):
-                    assert not self.server_closed
-                    assert not self.securing_server
-                    assert data.count(b"\r\n") == 1
-                    if data == b"DATA\r\n":
-                        assert self.delivering
-                case BeginMessage():
-                    assert not self.stored
-                    self.stored = True
-                    self.inspecting = self.delivering = False
-                case Store():
-                    assert self.stored
-                case Discard():
-                    assert self.stored
-                    self.stored = self.inspecting = self.delivering = False
-                case Inspect():
-                    assert self.stored
-                    self.inspecting = True
-                case Transmit():
-                    assert self.stored
-                    assert self.delivering
-                    assert not self.server_closed
-                case SecureClient():
-                    self.securing_client = True
-                case SecureServer():
-                    self.securing_server = True
-                case Reconnect():
-                    assert not self.client_closed
-                case CloseServer():
-                    assert not self.server_closed
-                    self.server_closed = True
-                case CloseClient():
-                    assert not self.client_closed
-                    self.client_closed = True
-                    assert not self.stored
-        assert len(self.relay._owed) <= OUTSTANDING_MAX
-        assert self.client_closed == (self.relay.awaits is Awaits.NOTHING)
-
-    def happen(self, name: str, argument: object) -> None:
-        relay = self.relay
-        if name == "decide":
-            if self.inspecting:
-                self.inspecting = False
-                self.delivering = isinstance(argument, Deliver)
-                self.watch(relay.decide(argument))  # type: ignore[arg-type]
-        elif name == "storage_failed":
-            # It is a store that fails, when it is carried out.
-            if self.storing:
-                self.watch(relay.storage_failed())
-        elif name in ("full", "empty"):
-            self.watch(relay.client_full(full=name == "full"))
-        elif name == "client_secured":
-            if self.securing_client:
-                self.securing_client = False
-                self.watch(relay.client_secured())
-        elif name in ("server_secured", "server_insecure"):
-            if self.securing_server:
-                self.securing_server = False
-                self.watch(relay.server_secured() if name == "server_secured" else relay.server_insecure("no"))
-        elif name == "server_data":
-            # Through a connection that is closed, or in the midst of a handshake, nothing comes.
-            if not self.server_closed and not self.securing_server:
-                self.watch(relay.server_data(argument))  # type: ignore[arg-type]
-        else:
-            method: Callable[..., list[Effect]] = getattr(relay, name)
-            if name in ("timed_out", "client_lost", "server_lost"):
-                self.securing_client = self.securing_server = False
-            self.watch(method() if argument is None else method(argument))
-
-
 #: How a dialogue may begin, so that chance gets further than to its first commands.
 START: list[tuple[str, object]] = [
     ("server_data", b"220 hop\r\n"),
@@ -220,11 +110,7 @@ START: list[tuple[str, object]] = [
 @settings(max_examples=1500)
 @given(TERMS, st.integers(1, len(START)), st.lists(EVENTS, max_size=50))
 def test_what_always_holds(terms: Terms, start: int, events: list[tuple[str, object]]) -> None:
-    watcher = Watcher(Relay(terms, Identity(address="192.0.2.1", learnt=terms.trusted)))
+    watcher = Watcher(terms, Identity(address="192.0.2.1", learnt=terms.trusted))
     for name, argument in [*START[:start], *events]:
         watcher.happen(name, argument)
-    watcher.securing_client = watcher.securing_server = False
-    watcher.watch(watcher.relay.client_lost())
-    watcher.watch(watcher.relay.server_lost("gone"))
-    assert watcher.client_closed
-    assert not watcher.stored
+    watcher.end()

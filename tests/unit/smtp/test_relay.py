@@ -612,6 +612,24 @@ def test_a_message_refused_while_it_is_still_going_out() -> None:
     )
 
 
+def test_421_while_the_message_is_still_going_out_is_said_once() -> None:
+    play(
+        MESSAGE
+        + r"""
+        .. decide deliver
+        -> DATA
+        <- 354 go
+        ** transmit 16 X-Scanned: yes\r\n
+        <- 421 4.3.2 going down
+        ** note next hop refused the message: 421 4.3.2 going down
+        << 421 4.3.2 going down
+        ** discard
+        ** abort server
+        ** close client
+    """
+    )
+
+
 @pytest.mark.parametrize("reply", ["354 more", "334 more"])
 def test_a_3xx_to_the_whole_message_is_no_acceptance(reply: str) -> None:
     play(

@@ -19,6 +19,7 @@ FORMS = known_forms()
         "clamsmtpd: worker 1 (process 4711) was killed by SIGKILL; sessions lost: 12; its place is taken in 0.5 s",
         "clamsmtpd: stopping: 4 connections to finish",
         "clamsmtpd: stopped",
+        "clamsmtpd: 1,209 more like this in 10 s, the last one: 10000B: next hop: cannot connect to [::1]:25: refused",
     ],
 )
 def test_a_line_that_the_source_makes_is_known(line: str) -> None:
@@ -33,6 +34,8 @@ def test_a_line_that_the_source_makes_is_known(line: str) -> None:
         "clamsmtpd: internal error: KeyError: 1",
         "clamsmtpd: something that nobody has written",
         "clamsmtpd: stopped twice",
+        "clamsmtpd: 9 more like this in 1 s, the last one: something that nobody has written",
+        "clamsmtpd: 9 more like this in 1 s, the last one: 10000B: internal error: KeyError: 1",
         "sys:1: ResourceWarning: unclosed socket",
         "",
     ],
