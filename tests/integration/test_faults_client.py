@@ -23,7 +23,7 @@ SECTION = Section(
 
 Start = Callable[..., Daemon]
 
-LARGE = 12_000_000
+LARGE = 6_000_000
 
 
 @pytest.fixture

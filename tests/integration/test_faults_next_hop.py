@@ -28,7 +28,7 @@ SECTION = Section(
 Start = Callable[..., Daemon]
 
 #: More than the buffers between two processes hold: some of it is still with us when the other one dies.
-LARGE = 12_000_000
+LARGE = 6_000_000
 
 
 def start(start_daemon: Start, clamd: Clamd, address: object, *, time_out: int = 1, **options: object) -> Daemon:

@@ -66,7 +66,7 @@ def at(phase: str, clamd: Clamd, start_daemon: Start, *lines: str, **options: ob
     moment = {"transmission": "text", "final reply": "stored"}.get(phase, "")
     with MortalHop(moment, signal.SIGSTOP) as hop:
         daemon = start_daemon(f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", *lines, level=3, **options)
-        text = text_of("message", 12_000_000 if phase == "transmission" else 100_000)
+        text = text_of("message", 6_000_000 if phase == "transmission" else 100_000)
         with Client(daemon) as client:
             assert client.greet() == "250"
             if phase == "envelope":

@@ -79,6 +79,8 @@ class _Server:
 
     def __init__(self, port: int, queue: Path, moment: str, number: int) -> None:
         self._listener = socket.create_server(("127.0.0.1", port))
+        # Less for the kernel to take of a message that stays where it is.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self._queue = queue
         self._moment = moment
         self._number = number
@@ -117,7 +119,7 @@ class _Server:
 
     def _take(self, connection: socket.socket) -> bool:
         """Read a message, and store it; tell whether it was whole."""
-        text = b""
+        text = bytearray()
         while not text.endswith(b"\r\n.\r\n"):
             received = connection.recv(65536)
             if not received:
