@@ -110,6 +110,10 @@ class Inspector:
         _log.warning("message refused before its text: no scanner could judge it in time")
         return False
 
+    def expect(self, octets: int | None) -> None:
+        """Learn how large a message the next hop takes: the scanners should look at as much."""
+        self._scans.expect(octets)
+
     def begin(self, message: Spool) -> EarlyScan | None:
         """Have a message scanned while it comes in, where that saves time; cancel it if the message is given up."""
         return self._scans.begin(message)

@@ -60,6 +60,10 @@ class Scans:
         """Have a message scanned that still comes in, where that saves time, for all that may be like it."""
         return self._pool.begin(message)
 
+    def expect(self, octets: int | None) -> None:
+        """Learn how large a message the next hop takes."""
+        self._pool.expect(octets)
+
     def admits(self) -> bool:
         """Tell whether a message that comes now can be judged in time."""
         return self._pool.admits()

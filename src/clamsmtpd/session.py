@@ -588,6 +588,7 @@ class Session:
         settings = self._host.settings
         name = f"clamsmtpd-{self.tag}"
         self._spool = Spool(settings.temp_directory, name, keep=settings.debug_files)
+        self._host.inspector.expect(self.relay.size_limit)
         self._early = self._host.inspector.begin(self._spool)
 
     def _store(self, effect: Store) -> bool:

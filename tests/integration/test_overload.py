@@ -10,6 +10,7 @@ import smtplib
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -209,11 +210,17 @@ def test_messages_without_a_verdict_do_not_fill_the_log_but_each_has_its_line(
     sink: Sink, start_daemon: Start, tmp_path: Path
 ) -> None:
     daemon = start_daemon(f"OutAddress: {sink.address}", f"ClamAddress: {tmp_path}/none", "TimeOut: 1", level=3)
-    with smtplib.SMTP("127.0.0.1", daemon.port, timeout=20) as client:
-        for _ in range(50):
+
+    def send(number: int) -> None:
+        # No two are the same: one that is would share the verdict of the other.
+        with smtplib.SMTP("127.0.0.1", daemon.port, timeout=20) as client:
             with pytest.raises(smtplib.SMTPDataError) as refused:
-                client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\n")
+                client.sendmail("a@example.org", ["b@example.org"], b"Subject: %d\r\n\r\n" % number)
             assert refused.value.smtp_code == 451
+
+    # Each waits for a scanner until its time is over.
+    with ThreadPoolExecutor(25) as clients:
+        list(clients.map(send, range(50)))
     daemon.send(signal.SIGTERM)
     assert daemon.wait() == 0
     shown, left_out = counted(daemon.log_lines(), "no verdict")

@@ -141,6 +141,11 @@ def test_under_load_no_connection_is_refused_or_lost(
     assert b"CLAMAV-ERROR" not in daemon.log().encode()
 
 
+def own_lines(daemon: Daemon) -> list[str]:
+    """Return the lines of the log that are not about a scanner, which workers look at when they come to it."""
+    return [line for line in daemon.log_lines() if not line.startswith("clamd at ")]
+
+
 @WORKERS
 @pytest.mark.parametrize(
     ("bad", "line"),
@@ -155,7 +160,7 @@ def test_bad_settings_are_one_line_and_the_old_stay(
     start: Callable[..., Daemon], sink: Sink, workers: int, bad: str, line: str
 ) -> None:
     daemon = start("Header: X-Old: yes", workers=workers)
-    before = daemon.log_lines()
+    before = own_lines(daemon)
     change(daemon, "Header: X-Old: yes", "Header: X-New: yes")
     # Behind all others: of two for the same, the last one counts.
     with daemon.configuration.open("a") as file:
@@ -163,7 +168,7 @@ def test_bad_settings_are_one_line_and_the_old_stay(
     assert reload(daemon, "the settings from before are still used").endswith(
         f"{line}; the settings from before are still used"
     )
-    assert len(daemon.log_lines()) == len(before) + 1
+    assert len(own_lines(daemon)) == len(before) + 1
     send(daemon)
     assert b"X-Old: yes" in sink.messages[-1]
     change(daemon, bad, "")

@@ -414,6 +414,28 @@ def test_a_clamd_that_ends_connections_soon_is_asked_more_often(
 # ---- through the daemon --------------------------------------------------------------------------
 
 
+def test_a_next_hop_that_takes_more_than_clamd_looks_at_is_warned_of_once(start_daemon: Start, tmp_path: Path) -> None:
+    with (
+        Clamd("MaxFileSize 1M", "MaxScanSize 1M") as clamd,
+        Sink(extensions=("PIPELINING", "SIZE 20000000")) as sink,
+    ):
+        daemon = start_daemon(f"OutAddress: {sink.address}", f"ClamAddress: {clamd.unix}")
+        for _ in range(2):
+            with smtplib.SMTP(daemon.host, daemon.port, timeout=20) as client:
+                client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\ntext\r\n")
+        line = daemon.wait_for_log("but the next hop takes messages of 20000000")
+        assert "raise MaxFileSize and MaxScanSize in clamd.conf" in line
+        assert daemon.log().count("but the next hop takes") == 1
+        text = b"Subject: x\r\n\r\n" + (b"x" * 98 + b"\r\n") * 12_000 + EICAR
+        with (
+            smtplib.SMTP(daemon.host, daemon.port, timeout=20) as client,
+            pytest.raises(smtplib.SMTPDataError, match=r"4\.3\.5"),
+        ):
+            client.sendmail("a@example.org", ["b@example.org"], text)
+        assert daemon.message_lines()[-1].endswith("status=OVERSIZE")
+        assert len(sink.messages) == 2
+
+
 def test_with_no_clamd_a_message_waits_until_there_is_one(sink: Sink, start_daemon: Start, tmp_path: Path) -> None:
     with Clamd() as clamd:
         daemon = start_daemon(f"OutAddress: {sink.address}", f"ClamAddress: {clamd.unix}", level=3)

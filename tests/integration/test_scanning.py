@@ -91,5 +91,5 @@ def test_what_is_too_large_for_a_stream_is_deferred_and_the_log_says_why(sink: S
             assert client.noop()[0] == 250
         daemon.wait_for_log("octets; clamd at ")
         daemon.wait_for_log("raise StreamMaxLength, MaxFileSize and MaxScanSize in clamd.conf")
-        assert daemon.message_lines() == ["from=a@example.org, to=b@example.org, status=CLAMAV-ERROR"]
+        assert daemon.message_lines() == ["from=a@example.org, to=b@example.org, status=OVERSIZE"]
     assert sink.messages == []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["Load"]
 
-# A mean over so many completions forgets a burst within seconds, and one slow scan at once.
+# The mean is over so many completions at least, and over twice as many as there are scans under way: those of one burst
+# end together, and the first of them alone says little of the others.
 _RECENT = 16
 
 
@@ -32,8 +33,8 @@ class Load:
 
     def end(self, now: float) -> None:
         """Learn that a scan has ended, whatever came of it."""
+        self._mean += (now - self._last - self._mean) / max(_RECENT, 2 * self.outstanding)
         self.outstanding -= 1
-        self._mean += (now - self._last - self._mean) / _RECENT
         self._last = now
 
     @property

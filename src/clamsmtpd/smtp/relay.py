@@ -291,6 +291,11 @@ class Relay:
         return len(self._input) < INPUT_MAX or self._phase is _CLOSED
 
     @property
+    def size_limit(self) -> int | None:
+        """The octets that a message may have for the next hop (RFC 1870); None for any number, or if it did not say."""
+        return self._offers.size
+
+    @property
     def in_auth(self) -> bool:
         """Whether the client's next line is part of an AUTH dialogue."""
         return self._phase is _AUTH

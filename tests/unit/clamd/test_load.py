@@ -47,6 +47,14 @@ def test_one_slow_scan_says_little() -> None:
     assert load.wait < 10
 
 
+def test_the_first_of_a_burst_says_little_of_the_others() -> None:
+    load = Load()
+    for _ in range(64):
+        load.begin(0)
+    load.end(60)
+    assert load.wait < 60
+
+
 def test_a_pause_in_which_nothing_was_asked_says_nothing() -> None:
     load = Load()
     for hour in range(100):
