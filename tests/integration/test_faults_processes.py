@@ -298,21 +298,21 @@ def test_it_cannot_stop(stoppable: Clamd, start_daemon: Start, case: str) -> Out
     case="text",
 )
 @SECTION.fault(
-    "It reads its settings again while the message is scanned.",
+    "The daemon reads its settings again while the message is scanned.",
     heard="250",
     delivered="once",
     log="settings read again: changed: Header",
     case="verdict",
 )
 @SECTION.fault(
-    "It reads its settings again while the text goes to the next hop.",
+    "The daemon reads its settings again while the text goes to the next hop.",
     heard="250",
     delivered="once",
     log="settings read again: changed: Header",
     case="transmission",
 )
 @SECTION.fault(
-    "It reads its settings again when the next hop has the message, before its reply.",
+    "The daemon reads its settings again when the next hop has the message, before its reply.",
     heard="250",
     delivered="once",
     log="settings read again: changed: Header",
@@ -330,7 +330,7 @@ def test_it_reads_its_settings_again(stoppable: Clamd, start_daemon: Start, case
 
 
 @SECTION.fault(
-    "There is a mistake in its settings when it reads them again: the old ones stay.",
+    "There is a mistake in the settings when the daemon reads them again: the old ones stay.",
     heard="250",
     delivered="once",
     log="Acton: is no setting; did you mean Action?; the settings from before are still used",

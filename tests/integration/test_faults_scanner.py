@@ -114,14 +114,14 @@ TEXT = text_of("message")
     "One of two is killed (SIGKILL) while it scans a message: the other one gets it.",
     heard="250",
     delivered="once",
-    log="clamd at … is set aside: ",
+    log="clamd at … is set aside: …",
     case=signal.SIGKILL,
 )
 @SECTION.fault(
     "One of two falls silent (SIGSTOP) while it scans a message: the other one gets it.",
     heard="250",
     delivered="once",
-    log="clamd at … is set aside: it is silent: ",
+    log="clamd at … is set aside: it is silent: …",
     case=signal.SIGSTOP,
 )
 def test_one_of_two(one: Clamd, two: Clamd, sink: Sink, start_daemon: Start, case: signal.Signals) -> Outcome:
@@ -240,7 +240,7 @@ def test_the_only_one_is_started_again(one: Clamd, sink: Sink, start_daemon: Sta
 
 
 @SECTION.fault(
-    "It loads new signatures (RELOAD) while messages come, ten at a time.",
+    "The only one loads new signatures (RELOAD) while messages come, ten at a time.",
     heard="250",
     delivered="once each",
     log="status=CLEAN",
@@ -253,7 +253,7 @@ def test_it_reloads(one: Clamd, sink: Sink, start_daemon: Start) -> Outcome:
 
 
 @SECTION.fault(
-    "It has one thread and a queue of three (MaxThreads, MaxQueue), and ten messages come at a time.",
+    "The only one has one thread and a queue of three (MaxThreads, MaxQueue), and ten messages come at a time.",
     heard="250",
     delivered="once each",
     log="status=CLEAN",
@@ -307,7 +307,7 @@ OTHER = {"other.ndb": "Other:0:*:6162636465666768696a6b6c6d6e6f\n"}
 
 
 @SECTION.fault(
-    "It is up but blind: it does not find the EICAR test file.",
+    "The only one is up but blind: it does not find the EICAR test file.",
     heard="451 4.3.0",
     delivered="nothing",
     log="clamd at … is set aside: it is blind: it calls the EICAR test file clean",
@@ -351,14 +351,14 @@ def test_it_is_an_smtp_server(sink: Sink, start_daemon: Start) -> Outcome:
     case="defer",
 )
 @SECTION.fault(
-    "So, and Oversize is bounce.",
+    "A message is larger than it looks at, and Oversize is bounce.",
     heard="552 5.3.4",
     delivered="nothing",
     log="no verdict: …clamd at … looks at nothing of …",
     case="bounce",
 )
 @SECTION.fault(
-    "So, and Oversize is pass: the message is delivered with X-Virus-Unscanned.",
+    "A message is larger than it looks at, and Oversize is pass: it is delivered with X-Virus-Unscanned.",
     heard="250",
     delivered="once",
     log="no verdict, delivered unscanned: …clamd at … looks at nothing of …",
