@@ -203,6 +203,8 @@ class Server:
             loop.remove_reader(listener.socket)
             listener.socket.close()
         _log.info("stopping: %d connections to finish", len(self._sessions))
+        for setup in (self._setup, *self._old_setups):
+            setup.scanners.pool.stop_waiting()
         for session in list(self._sessions):
             session.drain()
         while self._sessions:

@@ -151,7 +151,7 @@ def test_relative_paths_mean_the_same_when_the_settings_are_read_again(
 ) -> None:
     temp = background.folder / "spool"
     temp.mkdir()
-    settings = {"OutAddress": str(sink.address), "TempDirectory": "spool", "Workers": workers}
+    settings = {"OutAddress": str(sink.address), "TempDirectory": "spool", "Workers": workers, "TimeOut": "1"}
     # The daemon has gone to the root directory, where there is neither.
     background.start("-f", background.configuration.name, **settings)
     with background.configuration.open("a") as file:

@@ -46,7 +46,12 @@ def test_after_the_queue(clamd: Clamd, start_daemon: Start) -> None:
 def test_after_the_queue_while_clamd_is_away(start_daemon: Start) -> None:
     port = free_port()
     with Postfix(content_filter=port) as postfix, Clamd() as clamd:
-        start_daemon(f"Listen: 127.0.0.1:{port}", f"OutAddress: {postfix.reinjection}", f"ClamAddress: {clamd.unix}")
+        start_daemon(
+            f"Listen: 127.0.0.1:{port}",
+            f"OutAddress: {postfix.reinjection}",
+            f"ClamAddress: {clamd.unix}",
+            "TimeOut: 2",
+        )
         clamd._program.stop()
         send(postfix.address.port, CLEAN)
         postfix.wait_for_log("451 4.3.0 Virus scan not possible now")

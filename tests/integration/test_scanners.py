@@ -463,6 +463,22 @@ def test_with_no_clamd_a_message_waits_until_there_is_one(sink: Sink, start_daem
     assert len(sink.messages) == 1
 
 
+def test_a_stop_does_not_wait_for_a_scanner(sink: Sink, start_daemon: Start, tmp_path: Path) -> None:
+    daemon = start_daemon(f"OutAddress: {sink.address}", f"ClamAddress: {tmp_path}/nobody")
+    with smtplib.SMTP(daemon.host, daemon.port, timeout=20) as client:
+        client.ehlo("client.example")
+        for line in ("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.org>", "DATA"):
+            client.docmd(line)
+        client.send(TEXT + b".\r\n")
+        daemon.wait_for_log("is set aside")
+        daemon.send(signal.SIGTERM)
+        assert client.getreply()[0] == 451
+        # The daemon says goodbye behind it.
+        assert client.getreply()[0] == 421
+    assert daemon.wait(seconds=5) == 0
+    assert sink.messages == []
+
+
 def test_with_no_clamd_at_all_the_client_hears_why_in_the_end(sink: Sink, start_daemon: Start, tmp_path: Path) -> None:
     nobody = [tmp_path / "one", tmp_path / "two"]
     daemon = start_daemon(

@@ -122,6 +122,8 @@ class Pool:
             else:
                 self._members.append(_Member(Scanner(address, time_out=time_out)))
         self._some_usable = not watched
+        # Whether a message waits when no scanner is usable.
+        self._waits = True
         # Since when none is.
         self._none_since = math.inf
         self._version = ""
@@ -138,6 +140,11 @@ class Pool:
         for member in self._members:
             if member.watch is not None:
                 member.watch.start()
+
+    def stop_waiting(self) -> None:
+        """Wait for no scanner any more: what none can take now has no verdict. Scans that are under way go on."""
+        self._waits = False
+        self._tell()
 
     def close(self) -> None:
         """Close the connections that are kept between scans; none may be under way any more."""
@@ -215,6 +222,9 @@ class Pool:
                     # Those that wait there have somewhere to go.
                     member.scanner.give_up(member.watch.fault)
         self._warn_of_limits()
+        self._tell()
+
+    def _tell(self) -> None:
         if self._change is not None:
             if not self._change.done():
                 self._change.set_result(None)
@@ -337,6 +347,8 @@ class Pool:
         if all(case.size >= member.limit.blind for member in self._members):
             return self._oversize(case)
         if all(case.tries.get(member, 0) >= TRIES or case.size >= member.limit.blind for member in self._members):
+            return self._unscanned(case)
+        if not self._waits:
             return self._unscanned(case)
         try:
             async with asyncio.timeout_at(case.deadline):
