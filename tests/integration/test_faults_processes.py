@@ -66,6 +66,9 @@ def at(phase: str, clamd: Clamd, start_daemon: Start, *lines: str, **options: ob
     moment = {"transmission": "text", "final reply": "stored"}.get(phase, "")
     with MortalHop(moment, signal.SIGSTOP) as hop:
         daemon = start_daemon(f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", *lines, level=3, **options)
+        # Nothing waits for a scanner that is not known yet: one clean sample, one infected, and a large one.
+        daemon.wait_for_log(f"clamd at {clamd.unix}: ClamAV ")
+        wait_until(lambda: clamd.log.read_text().count("clamsmtpd-canary") >= 3, "samples")
         text = text_of("message", 6_000_000 if phase == "transmission" else 100_000)
         with Client(daemon) as client:
             assert client.greet() == "250"
@@ -238,6 +241,25 @@ def test_it_is_to_stop(stoppable: Clamd, start_daemon: Start, case: str) -> Outc
         if heard == "354":
             heard = scene.client.finish(scene.text)
         heard = in_turn([heard, scene.client.reply()])
+        scene.client.close()
+        assert scene.daemon.wait() == 0
+        return scene.outcome(heard, status=None)
+
+
+@SECTION.fault(
+    "The daemon is told to stop while a message waits for a scanner, of which there is none.",
+    heard="451 4.3.0, then 421 4.3.2",
+    delivered="nothing",
+    log="no verdict: clamd at …",
+)
+def test_it_is_to_stop_without_a_scanner(stoppable: Clamd, start_daemon: Start) -> Outcome:
+    with at("text", stoppable, start_daemon) as scene:
+        stoppable.send(signal.SIGKILL)
+        scene.daemon.wait_for_log("is set aside")
+        scene.client.send((scene.rest or b"") + b".\r\n")
+        time.sleep(0.3)
+        scene.daemon.send(signal.SIGTERM)
+        heard = in_turn([scene.client.reply(), scene.client.reply()])
         scene.client.close()
         assert scene.daemon.wait() == 0
         return scene.outcome(heard, status=None)
