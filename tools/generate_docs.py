@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clamsmtpd.config import SETTINGS, Setting
 from clamsmtpd.smtp.capabilities import OURS, PASSED
+from tests.support import faults
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,6 +84,7 @@ def main() -> int:
         ),
         manual5: between_markers(manual5.read_text(), '.\\"', {"settings": manual_settings()}),
         ROOT / "etc/clamsmtpd.conf.sample": sample(),
+        ROOT / "docs/what-happens-when.md": faults.page(),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:

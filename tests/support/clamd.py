@@ -41,7 +41,7 @@ class Clamd:
         self,
         *settings: str,
         log_clean: bool = True,
-        database: Mapping[str, str] | None = None,
+        database: Mapping[str, str | bytes] | None = None,
         blind: bool = False,
         parent: str | None = None,
     ) -> None:
@@ -54,7 +54,8 @@ class Clamd:
         if not blind:
             self.write_signatures()
         for name, signatures in (database or {}).items():
-            (self.folder / "database" / name).write_text(signatures)
+            octets = signatures if isinstance(signatures, bytes) else signatures.encode()
+            (self.folder / "database" / name).write_bytes(octets)
         lines = [
             "Foreground yes",
             f"DatabaseDirectory {self.folder / 'database'}",

@@ -25,9 +25,9 @@ def command(constants: Mapping[str, float]) -> list[str]:
     """Return the command that starts clamsmtpd with some constants changed, by ``MODULE.NAME``."""
     if not constants:
         return [sys.executable, "-m", "clamsmtpd"]
-    modules = ", ".join({name.partition(".")[0] for name in constants})
-    changes = "; ".join(f"{name} = {value!r}" for name, value in constants.items())
-    program = f"import sys; from clamsmtpd import cli, {modules}; {changes}; sys.exit(cli.main())"
+    modules = ", ".join(sorted({f"clamsmtpd.{name.rpartition('.')[0]}" for name in constants}))
+    changes = "; ".join(f"clamsmtpd.{name} = {value!r}" for name, value in constants.items())
+    program = f"import sys, clamsmtpd.cli, {modules}; {changes}; sys.exit(clamsmtpd.cli.main())"
     return [sys.executable, "-c", program]
 
 
@@ -122,6 +122,11 @@ class Daemon:
     def spooled(self) -> list[str]:
         """Return the names of the files in its TempDirectory."""
         return sorted(os.listdir(self.temp_directory))
+
+    def workers(self) -> list[int]:
+        """Return the processes that it has started."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(word) for word in children.read_text(encoding="ascii").split()]
 
     def descriptors(self) -> int:
         """Return how many descriptors it has open."""

@@ -180,6 +180,11 @@ class Postfix:
         """Return as soon as ``text`` is in the log."""
         self._program.wait_until(lambda: text in self.log(), f"{text!r} in Postfix's log", seconds=seconds)
 
+    def children(self, name: str) -> list[int]:
+        """Return its processes that run the program of that name, such as smtpd."""
+        pids = Path(f"/proc/{self._program.pid}/task/{self._program.pid}/children").read_text(encoding="ascii").split()
+        return [int(pid) for pid in pids if Path(f"/proc/{pid}/comm").read_text(encoding="ascii").strip() == name]
+
     def queued(self) -> int:
         """Return how many messages it has taken and not yet got rid of."""
         queues = ("incoming", "active", "deferred", "hold", "maildrop")

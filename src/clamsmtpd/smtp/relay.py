@@ -964,7 +964,9 @@ class Relay:
             if reply is None:
                 break
             if isinstance(reply, Malformed):
-                self._break_off(f"sent what is no SMTP reply: {reply.text.decode('latin-1')}")
+                text = reply.text.decode("latin-1")
+                hint = "; that is clamd, not an SMTP server" if reply.text.startswith(_CLAMD_HAS_WAITED) else ""
+                self._break_off(f"sent what is no SMTP reply: {text}{hint}")
                 break
             self.steps += 1
             if self._owed:
@@ -1256,6 +1258,9 @@ class Relay:
 
 
 # What the client is told of a message that is refused for good.
+# What clamd says in place of a greeting: it waits for a command, and not for long (clamd.conf(5), CommandReadTimeout).
+_CLAMD_HAS_WAITED = b"COMMAND READ TIMED OUT"
+
 _BOUNCES = {Ground.OVERSIZE: replies.OVERSIZE_BOUNCED, Ground.FORGERY: replies.FORGERY_BOUNCED}
 
 # A reply of one line that is good, if the line is well-formed (RFC 5321 section 4.2).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clamsmtpd.smtp.events import Awaits, Inspect, ToClient
+from clamsmtpd.smtp.events import Awaits, Inspect, Note, ToClient
 from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.smtp.relay import ERRORS_MAX, INPUT_MAX, Relay, Terms
 from clamsmtpd.values import Deliver, Envelope
@@ -1010,6 +1010,15 @@ def test_lines_of_one_reply_with_two_codes_are_no_reply() -> None:
         ** close client
     """
     )
+
+
+def test_a_clamd_in_place_of_the_next_hop_is_named() -> None:
+    # It ends its line with a line feed alone.
+    relay = Relay()
+    (note, *_) = relay.server_data(b"COMMAND READ TIMED OUT\n")
+    expected = "next hop sent what is no SMTP reply: COMMAND READ TIMED OUT; that is clamd, not an SMTP server"
+    assert note == Note(expected)
+    assert relay.awaits is Awaits.NOTHING
 
 
 def test_a_command_that_asks_for_more_without_reason() -> None:
