@@ -35,8 +35,8 @@ SILENCE = 5.0
 _PATIENCE = 2.0
 
 #: Seconds between two rounds of the canary, where nothing has happened. clamd's log, and its VirusEvent
-#: (clamd.conf(5)), which may well be a mail to somebody, tell of each: it must not be often. Whatever makes a clamd blind
-#: nearly always ends it or changes its version, and is looked at then.
+#: (clamd.conf(5)), which may well be a mail to somebody, tell of each: it must not be often. Whatever makes a clamd
+#: blind nearly always ends it or changes its version, and is looked at then.
 CANARY_INTERVAL = 600.0
 
 #: Seconds after which a limit is learnt again, by descriptor or path, and where every octet goes over a network.
