@@ -177,6 +177,7 @@ class Pool:
             return
         if len(self._expected) >= _EXPECTED_MAX:
             self._expected.clear()
+            self._warned.clear()
         self._expected.add(octets)
         if octets > self._largest:
             self._largest = octets

@@ -382,6 +382,7 @@ def test_the_next_hop_is_told_of_once_for_each_pair_of_numbers(
                 for octets in range(2_000_000, 2_000_100):
                     pool.expect(octets)
                 assert len(pool._expected) <= 64
+                assert len(pool._warned) <= 64
 
     run(main())
     lines = warnings(caplog)
