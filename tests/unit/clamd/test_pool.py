@@ -407,6 +407,23 @@ def test_a_scanner_of_which_nothing_is_to_be_learnt_has_no_limit(
     assert "does not find the EICAR test file with padding behind it" in line
 
 
+def test_what_is_refused_for_its_length_is_sent_once_even_where_nothing_is_to_be_learnt(
+    clamds: list[FakeClamd],
+) -> None:
+    async def main() -> None:
+        with clamds[0] as clamd:
+            clamd.whole = True
+            async with pool_of(clamd, time_out=2.0) as pool:
+                assert await judge(pool) == Clean()
+                # As to a stream that is longer than StreamMaxLength.
+                clamd.strange = b"INSTREAM size limit exceeded. ERROR"
+                for _ in range(2):
+                    assert isinstance(await judge(pool, b"x" * 200_000), Oversize)
+                assert clamd.texts[1:] == [b"x" * 4096]
+
+    run(main())
+
+
 # ---- what others are told ------------------------------------------------------------------------
 
 
