@@ -83,6 +83,7 @@ class Scans:
 
     async def _judge(self, message: Spool, early: EarlyScan | None) -> tuple[Verdict, str]:
         """Return the verdict, and the signatures that it rests on; none where it need not be kept."""
+        began = self._loop.time()
         size = message.size
         if self._verdicts.may_know(size):
             known = await self._recall(message)
@@ -97,7 +98,7 @@ class Scans:
             verdict = await waiter
             if verdict is not None:
                 return self._spare(verdict, early), same.version
-        return await self._scan(message, early)
+        return await self._scan(message, early, began)
 
     def _spare(self, verdict: Verdict, early: EarlyScan | None) -> Verdict:
         self._row[SPARED] += 1
@@ -105,7 +106,7 @@ class Scans:
             early.cancel()
         return verdict
 
-    async def _scan(self, message: Spool, early: EarlyScan | None) -> tuple[Verdict, str]:
+    async def _scan(self, message: Spool, early: EarlyScan | None, began: float) -> tuple[Verdict, str]:
         running = _Running(message, self._loop.time(), self._pool.version)
         size = message.size
         self._running.setdefault(size, []).append(running)
@@ -113,7 +114,8 @@ class Scans:
             self._timer = self._loop.call_later(PUBLIC_AFTER, self._on_timer)
         verdict: Verdict | None = None
         try:
-            verdict = await self._pool.scan(message, early)
+            # Its client does not wait longer because we have waited for another scan.
+            verdict = await self._pool.scan(message, early, since=began)
         finally:
             running.over = True
             same_size = self._running[size]

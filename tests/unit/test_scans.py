@@ -29,11 +29,14 @@ class Scanner:
     def __init__(self, *verdicts: Verdict) -> None:
         self.verdicts = list(verdicts)
         self.asked = 0
+        #: Seconds for which the last message has waited for the scan of another.
+        self.waited = 0.0
         self.free = asyncio.Event()
         self.version = "ClamAV 1.4.3/27000"
 
-    async def scan(self, _message: Spool, _early: EarlyScan | None = None) -> Verdict:
+    async def scan(self, _message: Spool, _early: EarlyScan | None = None, *, since: float) -> Verdict:
         self.asked += 1
+        self.waited = asyncio.get_running_loop().time() - since
         verdict = self.verdicts.pop(0)
         await self.free.wait()
         return verdict
@@ -298,6 +301,7 @@ def test_another_worker_goes_on_alone_when_that_scan_comes_to_nothing(
             first.cancel()
             await asyncio.sleep(0.4)
             assert here.scanner.asked == 2
+            assert here.scanner.waited > 0.2, "of the time that its client has"
             here.scanner.free.set()
             assert await second == EICAR
 

@@ -243,24 +243,24 @@ class Pool:
         member = self._choose(0, {})
         return member.scanner.begin(message) if member is not None else None
 
-    async def scan(self, message: Scannable, early: EarlyScan | None = None) -> Verdict:
+    async def scan(self, message: Scannable, early: EarlyScan | None = None, *, since: float | None = None) -> Verdict:
         """Return the verdict on a whole message.
 
-        ``early`` is what :meth:`begin` has returned for it. Raises OSError only for a fault of the message's own
-        storage.
+        ``early`` is what :meth:`begin` has returned for it. Its time counts from ``since``, by the clock of the loop,
+        or else from now. Raises OSError only for a fault of the message's own storage.
         """
         now = asyncio.get_running_loop().time
         began = now()
         size = message.size
-        case = _Case(size, began + scan_limit(size, self._time_out))
+        case = _Case(size, (began if since is None else since) + scan_limit(size, self._time_out))
         load = self._load
         load.begin(began)
         try:
-            while (verdict := await self._try(case, message, early)) is None:
+            while now() < case.deadline:
+                if (verdict := await self._try(case, message, early)) is not None:
+                    return verdict
                 early = None
-                if now() >= case.deadline:
-                    return self._unscanned(case)
-            return verdict
+            return self._unscanned(case)
         finally:
             load.end(now())
 

@@ -424,6 +424,19 @@ def test_what_is_refused_for_its_length_is_sent_once_even_where_nothing_is_to_be
     run(main())
 
 
+def test_a_message_whose_time_is_over_is_given_to_nobody(clamds: list[FakeClamd]) -> None:
+    async def main() -> None:
+        with clamds[0] as clamd:
+            async with pool_of(clamd) as pool:
+                await pool.usable()
+                with spooled(TEXT) as spool:
+                    verdict = await pool.scan(spool, since=asyncio.get_running_loop().time() - 2 * LONG)
+                assert isinstance(verdict, Unscanned)
+                assert clamd.texts == []
+
+    run(main())
+
+
 # ---- what others are told ------------------------------------------------------------------------
 
 
