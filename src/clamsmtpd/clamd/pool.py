@@ -281,6 +281,7 @@ class Pool:
             await self._sees(member, case)
             return None
         member.outstanding += 1
+        epoch = limit.epoch
         try:
             outcome = await member.scanner.scan(message, early, deadline=self._share(case), again=not case.losses)
         finally:
@@ -295,8 +296,10 @@ class Pool:
         if isinstance(outcome, Oversize):
             limit.note(max(size, SMALL + 1), seen=False)
             return None
-        # If clamd has been started anew meanwhile, with other settings, this may have come from either.
-        return outcome if size <= limit.seen or await self._sees(member, case) else None
+        # If clamd has been started anew meanwhile, with other settings, this may have come from either, and what the
+        # one that is there now looks at says nothing of the other.
+        known = size <= limit.seen or (await self._sees(member, case) and epoch == limit.epoch)
+        return outcome if known else None
 
     def _whose(self, early: EarlyScan) -> _Member | None:
         for member in self._members:

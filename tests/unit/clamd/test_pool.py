@@ -18,6 +18,7 @@ import uvloop
 
 from clamsmtpd.clamd import pool as module
 from clamsmtpd.clamd import watch
+from clamsmtpd.clamd.outcome import Outcome
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.metrics import SCANNERS, Metrics
 from clamsmtpd.spool import Spool
@@ -347,6 +348,28 @@ def test_a_message_goes_where_it_is_looked_at(clamds: list[FakeClamd]) -> None:
                 assert isinstance(verdict, Oversize)
                 assert verdict.reason.startswith("the message has 200000 octets; ")
                 assert verdict.reason.count("raise MaxFileSize and MaxScanSize in clamd.conf") == 2
+
+    run(main())
+
+
+def test_a_verdict_from_before_a_restart_is_not_believed_for_what_is_seen_after_it(
+    clamds: list[FakeClamd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with clamds[0] as clamd:
+            async with pool_of(clamd) as pool:
+                await until(lambda: pool._members[0].limit.seen > 200_000)
+                member = pool._members[0]
+                scan = member.scanner.scan
+
+                async def blind(*_: object, **__: object) -> Outcome:
+                    """Scan as a clamd that looks at less, and ends with that."""
+                    monkeypatch.setattr(member.scanner, "scan", scan)
+                    member.limit.forget()
+                    return Clean()
+
+                monkeypatch.setattr(member.scanner, "scan", blind)
+                assert isinstance(await judge(pool, EICAR + b"x" * 200_000), Infected)
 
     run(main())
 
