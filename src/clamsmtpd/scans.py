@@ -29,11 +29,13 @@ _LOOK = 0.25
 class _Running:
     """A scan of ``message`` under way in this worker."""
 
-    __slots__ = ("entry", "mark", "message", "over", "since", "waiting")
+    __slots__ = ("entry", "mark", "message", "over", "since", "version", "waiting")
 
-    def __init__(self, message: Spool, since: float) -> None:
+    def __init__(self, message: Spool, since: float, version: str) -> None:
         self.message = message
         self.since = since
+        #: The signatures that the verdict will rest on.
+        self.version = version
         #: Those who wait for its verdict; None comes if there will be none.
         self.waiting: list[asyncio.Future[Verdict | None]] = []
         #: Once other workers are told, what it is known by, and its entry among the verdicts of all.
@@ -74,18 +76,19 @@ class Scans:
         If the message has been abandoned meanwhile, the verdict is kept for when it comes again. Raises OSError only
         for a fault of the message's own storage.
         """
-        version = self._pool.version
-        verdict = await self._judge(message, early)
+        verdict, version = await self._judge(message, early)
         if message.abandoned and version and version == self._pool.version and isinstance(verdict, Clean | Infected):
             self._verdicts.keep((message.size, await _digest(message), version), verdict)
         return verdict
 
-    async def _judge(self, message: Spool, early: EarlyScan | None) -> Verdict:
+    async def _judge(self, message: Spool, early: EarlyScan | None) -> tuple[Verdict, str]:
+        """Return the verdict, and the signatures that it rests on; none where it need not be kept."""
+        began = self._loop.time()
         size = message.size
         if self._verdicts.may_know(size):
             known = await self._recall(message)
             if known is not None:
-                return self._spare(known, early)
+                return self._spare(known, early), ""
         while (others := self._running.get(size)) is not None:
             same = next((running for running in others if running.message.same_text(message)), None)
             if same is None:
@@ -94,8 +97,8 @@ class Scans:
             same.waiting.append(waiter)
             verdict = await waiter
             if verdict is not None:
-                return self._spare(verdict, early)
-        return await self._scan(message, early)
+                return self._spare(verdict, early), same.version
+        return await self._scan(message, early, began)
 
     def _spare(self, verdict: Verdict, early: EarlyScan | None) -> Verdict:
         self._row[SPARED] += 1
@@ -103,15 +106,16 @@ class Scans:
             early.cancel()
         return verdict
 
-    async def _scan(self, message: Spool, early: EarlyScan | None) -> Verdict:
-        running = _Running(message, self._loop.time())
+    async def _scan(self, message: Spool, early: EarlyScan | None, began: float) -> tuple[Verdict, str]:
+        running = _Running(message, self._loop.time(), self._pool.version)
         size = message.size
         self._running.setdefault(size, []).append(running)
         if self._timer is None:
             self._timer = self._loop.call_later(PUBLIC_AFTER, self._on_timer)
         verdict: Verdict | None = None
         try:
-            verdict = await self._pool.scan(message, early)
+            # Its client does not wait longer because we have waited for another scan.
+            verdict = await self._pool.scan(message, early, since=began)
         finally:
             running.over = True
             same_size = self._running[size]
@@ -124,7 +128,7 @@ class Scans:
             if running.entry is not None and running.mark is not None:
                 current = running.mark[2] == self._pool.version
                 self._verdicts.keep(running.mark, verdict if current else None, running.entry)
-        return verdict
+        return verdict, running.version
 
     # ---- other workers, and other times -------------------------------------------------------
 
@@ -150,7 +154,7 @@ class Scans:
         since = self._loop.time() - PUBLIC_AFTER
         for same_size in self._running.values():
             for running in same_size:
-                if version and running.mark is None and running.since <= since:
+                if version and running.version == version and running.mark is None and running.since <= since:
                     running.mark = running.message.size, b"", version
                     telling = self._loop.create_task(self._tell(running, version))
                     self._telling.add(telling)

@@ -584,10 +584,10 @@ class Session:
                 self._trace("CLIENT >", data)
             self._client.write(data)
 
-    def _begin(self, _effect: BeginMessage) -> None:
+    def _begin(self, effect: BeginMessage) -> None:
         settings = self._host.settings
         name = f"clamsmtpd-{self.tag}"
-        self._spool = Spool(settings.temp_directory, name, keep=settings.debug_files)
+        self._spool = Spool(settings.temp_directory, name, keep=settings.debug_files, raw=effect.raw)
         self._host.inspector.expect(self.relay.size_limit)
         self._early = self._host.inspector.begin(self._spool)
 

@@ -71,7 +71,8 @@ class Spool:
     """The text of one message, as on the wire: dots stuffed, ending in CRLF or empty, without the final dot.
 
     ``name`` is what clamd's log shows for a message that was in memory. ``keep``: leave the text in
-    ``temp_directory`` in the end, as ``clamsmtpd.XXXXXX`` (setting DebugFiles). Methods that store raise OSError.
+    ``temp_directory`` in the end, as ``clamsmtpd.XXXXXX`` (setting DebugFiles). ``raw``: on this wire no dots are
+    stuffed (BDAT). Methods that store raise OSError.
     """
 
     __slots__ = (
@@ -87,6 +88,7 @@ class Spool:
         "_plain_fd",
         "_stuffed",
         "abandoned",
+        "raw",
         "sealed",
         "size",
     )
@@ -94,10 +96,12 @@ class Spool:
     #: Octets of all messages that are in memory.
     in_memory: ClassVar[int] = 0
 
-    def __init__(self, temp_directory: str, name: str, *, keep: bool = False) -> None:
+    def __init__(self, temp_directory: str, name: str, *, keep: bool = False, raw: bool = False) -> None:
         self._directory = temp_directory
         self._name = name
         self._keep = keep
+        #: Whether a dot at the start of a line is always its author's.
+        self.raw = raw
         #: Octets stored so far.
         self.size = 0
         # The text, as long as it is in memory.
@@ -408,7 +412,7 @@ class Follower:
             if not data:
                 raise OSError(errno.EIO, "the spool file ended early")
             self._at += len(data)
-            if text := self._unstuffing.feed(data):
+            if text := data if self._spool.raw else self._unstuffing.feed(data):
                 return text
         return self._unstuffing.finish() if self.complete else b""
 

@@ -241,7 +241,7 @@ def test_whatever_the_message_all_of_it_arrives_and_no_forged_field_does(
 def test_a_message_that_is_too_large_for_the_scanner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reply: bytes, texts: list[bytes]
 ) -> None:
-    async def scan(_pool: Pool, _message: Spool, _early: EarlyScan | None = None) -> Verdict:
+    async def scan(_pool: Pool, _message: Spool, _early: EarlyScan | None = None, **_: object) -> Verdict:
         return Oversize("26 MB are more than 25 MB")
 
     monkeypatch.setattr(Pool, "scan", scan)

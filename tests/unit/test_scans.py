@@ -29,11 +29,14 @@ class Scanner:
     def __init__(self, *verdicts: Verdict) -> None:
         self.verdicts = list(verdicts)
         self.asked = 0
+        #: Seconds for which the last message has waited for the scan of another.
+        self.waited = 0.0
         self.free = asyncio.Event()
         self.version = "ClamAV 1.4.3/27000"
 
-    async def scan(self, _message: Spool, _early: EarlyScan | None = None) -> Verdict:
+    async def scan(self, _message: Spool, _early: EarlyScan | None = None, *, since: float) -> Verdict:
         self.asked += 1
+        self.waited = asyncio.get_running_loop().time() - since
         verdict = self.verdicts.pop(0)
         await self.free.wait()
         return verdict
@@ -223,6 +226,41 @@ def test_a_verdict_is_not_kept_when_nobody_knows_what_it_rests_on(tmp_path: Path
     asyncio.run(main())
 
 
+def test_whoever_joins_a_scan_rests_on_its_signatures(tmp_path: Path) -> None:
+    async def main() -> None:
+        with place(tmp_path, Clean(), EICAR) as here:
+            first = here.ask(b"text\r\n")
+            await turns()
+            here.scanner.version = "ClamAV 1.4.3/27001"
+            spool = here.spool(b"text\r\n")
+            second = asyncio.ensure_future(here.workers[0].scan(spool))
+            await turns()
+            spool.abandoned = True
+            here.scanner.free.set()
+            assert list(await asyncio.gather(first, second)) == [Clean(), Clean()]
+            assert await here.ask(b"text\r\n") == EICAR
+
+    asyncio.run(main())
+
+
+def test_other_workers_hear_of_no_scan_whose_signatures_are_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PUBLIC_AFTER", 0.05)
+
+    async def main() -> None:
+        with place(tmp_path, Clean(), EICAR, workers=2) as here:
+            first = here.ask(b"text\r\n")
+            await turns()
+            here.scanner.version = "ClamAV 1.4.3/27001"
+            await asyncio.sleep(0.2)
+            here.scanner.free.set()
+            assert await first == Clean()
+            assert await here.ask(b"text\r\n", worker=1) == EICAR
+
+    asyncio.run(main())
+
+
 def test_what_is_no_verdict_is_not_kept(tmp_path: Path) -> None:
     async def main() -> None:
         with place(tmp_path, Clean()) as here:
@@ -263,6 +301,7 @@ def test_another_worker_goes_on_alone_when_that_scan_comes_to_nothing(
             first.cancel()
             await asyncio.sleep(0.4)
             assert here.scanner.asked == 2
+            assert here.scanner.waited > 0.2, "of the time that its client has"
             here.scanner.free.set()
             assert await second == EICAR
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from clamsmtpd.inspection import Inspector
 from clamsmtpd.tls import Certificate
 from tests.support.world import Client, Hop, World, run, world
 
@@ -699,5 +700,26 @@ def test_a_client_that_pipelines_and_never_reads_takes_no_memory(tmp_path: Path)
             assert session._client.get_write_buffer_size() < 400_000
             client.writer.transport.abort()
             await gone(here)
+
+    run(main())
+
+
+# ---- CHUNKING ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extensions", [b"250-hop\r\n250 CHUNKING\r\n", b"250 hop\r\n"])
+def test_whoever_scans_while_chunks_come_in_knows_whether_dots_are_stuffed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extensions: bytes
+) -> None:
+    raw = []
+    monkeypatch.setattr(Inspector, "begin", lambda _, message: raw.append(message.raw))
+
+    async def main() -> None:
+        async with world(tmp_path, hop=Hop({"EHLO": extensions})) as here:
+            client = await here.client()
+            await client.envelope()
+            client.send(b"BDAT 4\r\n.x\r\n")
+            assert (await client.reply()).startswith(b"250 ")
+            assert raw == [b"CHUNKING" in extensions]
 
     run(main())

@@ -308,6 +308,17 @@ def test_a_follower_reads_the_same_whenever_it_reads(tmp_path: Path, pieces: lis
     assert len(growth) == len(pieces)
 
 
+def test_a_follower_takes_no_dots_that_nobody_has_stuffed(tmp_path: Path) -> None:
+    # BDAT brings lines as they are: the scanner has to see what is delivered.
+    text = b".a\r\n..b\r\n.c\r\n"
+    with contextlib.closing(Spool(str(tmp_path), "x", raw=True)) as spool:
+        follower = spool.follow(lambda: None)
+        spool.append(text)
+        read = follower.read()
+        spool.seal(stuffed=False)
+        assert read + follower.read() == b"".join(spool.pieces()) == text
+
+
 def test_a_follower_of_a_file_that_shrinks(tmp_path: Path) -> None:
     with contextlib.closing(Spool(str(tmp_path), "x")) as spool:
         follower = spool.follow(lambda: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -129,6 +130,26 @@ def test_an_entry_that_is_half_written_is_none_or_the_old_one(place: int, change
     verdicts.keep(mark(b"text"), Infected("Eicar-Test-Signature"))
     memory[LATEST_SIZE + place] ^= change
     assert verdicts.find(mark(b"text")) in ((None, False), (Infected("Eicar-Test-Signature"), False))
+
+
+def test_an_entry_whose_place_another_text_takes_meanwhile_is_none() -> None:
+    class Memory(bytearray):
+        """Memory in which another worker writes as soon as something has been found in it."""
+
+        others = b""
+
+        def find(self, octets: Any, start: Any = None, end: Any = None, /) -> int:  # noqa: ANN401 - as bytearray's
+            place = super().find(octets, start, end)
+            if place >= 0:
+                self[place : place + CELL_SIZE] = self.others
+            return place
+
+    memory = Memory(LATEST_SIZE + REGION_SIZE)
+    verdicts = Verdicts(memory, clock=Clock())
+    verdicts.keep(mark(b"other"), Clean())
+    memory.others = bytes(memory[LATEST_SIZE : LATEST_SIZE + CELL_SIZE])
+    verdicts.keep(mark(b"text"), Infected("Eicar"))
+    assert verdicts.find(mark(b"text")) == (None, False)
 
 
 @given(st.binary(max_size=200))

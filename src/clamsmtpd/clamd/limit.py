@@ -54,7 +54,8 @@ class Limit:
             self.assume_none()
         else:
             self._dark = min(self._dark, size)
-            if self.seen >= size:
+            # Where probes tell nothing it was the scanner who refused so much, and no probe confirms that.
+            if self.seen >= size and self.learnable:
                 self.seen = 0
         self.blind = self._dark if self.seen else math.inf
 

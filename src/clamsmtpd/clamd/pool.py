@@ -177,6 +177,7 @@ class Pool:
             return
         if len(self._expected) >= _EXPECTED_MAX:
             self._expected.clear()
+            self._warned.clear()
         self._expected.add(octets)
         if octets > self._largest:
             self._largest = octets
@@ -242,24 +243,24 @@ class Pool:
         member = self._choose(0, {})
         return member.scanner.begin(message) if member is not None else None
 
-    async def scan(self, message: Scannable, early: EarlyScan | None = None) -> Verdict:
+    async def scan(self, message: Scannable, early: EarlyScan | None = None, *, since: float | None = None) -> Verdict:
         """Return the verdict on a whole message.
 
-        ``early`` is what :meth:`begin` has returned for it. Raises OSError only for a fault of the message's own
-        storage.
+        ``early`` is what :meth:`begin` has returned for it. Its time counts from ``since``, by the clock of the loop,
+        or else from now. Raises OSError only for a fault of the message's own storage.
         """
         now = asyncio.get_running_loop().time
         began = now()
         size = message.size
-        case = _Case(size, began + scan_limit(size, self._time_out))
+        case = _Case(size, (began if since is None else since) + scan_limit(size, self._time_out))
         load = self._load
         load.begin(began)
         try:
-            while (verdict := await self._try(case, message, early)) is None:
+            while now() < case.deadline:
+                if (verdict := await self._try(case, message, early)) is not None:
+                    return verdict
                 early = None
-                if now() >= case.deadline:
-                    return self._unscanned(case)
-            return verdict
+            return self._unscanned(case)
         finally:
             load.end(now())
 
@@ -280,6 +281,7 @@ class Pool:
             await self._sees(member, case)
             return None
         member.outstanding += 1
+        epoch = limit.epoch
         try:
             outcome = await member.scanner.scan(message, early, deadline=self._share(case), again=not case.losses)
         finally:
@@ -294,8 +296,10 @@ class Pool:
         if isinstance(outcome, Oversize):
             limit.note(max(size, SMALL + 1), seen=False)
             return None
-        # If clamd has been started anew meanwhile, with other settings, this may have come from either.
-        return outcome if size <= limit.seen or await self._sees(member, case) else None
+        # If clamd has been started anew meanwhile, with other settings, this may have come from either, and what the
+        # one that is there now looks at says nothing of the other.
+        known = size <= limit.seen or (await self._sees(member, case) and epoch == limit.epoch)
+        return outcome if known else None
 
     def _whose(self, early: EarlyScan) -> _Member | None:
         for member in self._members:

@@ -51,6 +51,9 @@ RETRY_FIRST, RETRY_LAST = 0.25, 10.0
 #: the canary half a millisecond.
 LEARN_MAX = 100 * 1024 * 1024
 
+# Octets above which no limit is looked for, whatever a next hop says: that is one more than clamd ever looks at.
+_LEARN_LAST = 2 * 1024 * 1024 * 1024
+
 
 class _FaultError(Exception):
     """The scanner cannot be used; ``str()`` says why."""
@@ -94,7 +97,7 @@ class Watch:
         self._has_sessions = True
         self._pulse: ClamdSession | None = None
         self._pulse_interval = PULSE_INTERVAL
-        self._pulse_began = 0.0
+        self._pulse_began = -math.inf
         self._canary_at = -math.inf
         self._learn_at = -math.inf
         self._task: asyncio.Task[None] | None = None
@@ -132,8 +135,8 @@ class Watch:
 
     def expect(self, octets: int) -> None:
         """Learn the limit up to so much."""
-        self._top = octets
-        if self.limit.next_probe(octets) is not None:
+        self._top = min(octets, _LEARN_LAST)
+        if self.limit.next_probe(self._top) is not None:
             self._learn_at = -math.inf
             self._due.set()
 
@@ -218,6 +221,9 @@ class Watch:
         if not self._has_sessions:
             return ""
         if self._pulse is None:
+            # One that ends each as soon as it has answered would be looked at without a pause.
+            since = asyncio.get_running_loop().time() - self._pulse_began
+            await asyncio.sleep(max(_PULSE_INTERVAL_MIN - since, 0.0))
             try:
                 self._pulse = await self.scanner.open(self._silence, self._on_pulse_ended)
             except ClamdError as error:

@@ -63,7 +63,9 @@ class ToServer:
 
 @record
 class BeginMessage:
-    """Open a spool: the text of a message follows."""
+    """Open a spool: the text of a message follows; ``raw``: as its author wrote it, without stuffed dots."""
+
+    raw: bool = False
 
 
 @record

@@ -784,7 +784,7 @@ class Relay:
         self._message = message
         self._decision = None
         self._stored = True
-        self._effects.append(BeginMessage())
+        self._effects.append(BeginMessage(message.raw))
 
     def _read_text(self) -> None:
         message = self._message

@@ -92,6 +92,16 @@ def test_the_test_file_that_is_not_found_with_anything_behind_it_tells_nothing()
     assert limit.probe_for(1) == STEP
 
 
+def test_where_probes_tell_nothing_what_it_has_refused_is_known_all_the_same() -> None:
+    limit = Limit()
+    learn(limit, 100 * MIB, 100)
+    limit.note(25 * MIB, seen=False)
+    assert (limit.seen, limit.blind) == (math.inf, 25 * MIB)
+    assert limit.probe_for(24 * MIB) is limit.probe_for(26 * MIB) is limit.next_probe(100 * MIB) is None
+    limit.forget()
+    assert (limit.seen, limit.blind) == (0, math.inf)
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_the_last_probe_counts(seen: bool) -> None:
     limit = Limit()

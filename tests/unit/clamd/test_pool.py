@@ -18,6 +18,7 @@ import uvloop
 
 from clamsmtpd.clamd import pool as module
 from clamsmtpd.clamd import watch
+from clamsmtpd.clamd.outcome import Outcome
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.metrics import SCANNERS, Metrics
 from clamsmtpd.spool import Spool
@@ -351,6 +352,28 @@ def test_a_message_goes_where_it_is_looked_at(clamds: list[FakeClamd]) -> None:
     run(main())
 
 
+def test_a_verdict_from_before_a_restart_is_not_believed_for_what_is_seen_after_it(
+    clamds: list[FakeClamd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        with clamds[0] as clamd:
+            async with pool_of(clamd) as pool:
+                await until(lambda: pool._members[0].limit.seen > 200_000)
+                member = pool._members[0]
+                scan = member.scanner.scan
+
+                async def blind(*_: object, **__: object) -> Outcome:
+                    """Scan as a clamd that looks at less, and ends with that."""
+                    monkeypatch.setattr(member.scanner, "scan", scan)
+                    member.limit.forget()
+                    return Clean()
+
+                monkeypatch.setattr(member.scanner, "scan", blind)
+                assert isinstance(await judge(pool, EICAR + b"x" * 200_000), Infected)
+
+    run(main())
+
+
 def test_what_is_infected_is_believed_at_any_size(clamds: list[FakeClamd]) -> None:
     async def main() -> None:
         with clamds[0] as clamd:
@@ -382,6 +405,7 @@ def test_the_next_hop_is_told_of_once_for_each_pair_of_numbers(
                 for octets in range(2_000_000, 2_000_100):
                     pool.expect(octets)
                 assert len(pool._expected) <= 64
+                assert len(pool._warned) <= 64
 
     run(main())
     lines = warnings(caplog)
@@ -404,6 +428,36 @@ def test_a_scanner_of_which_nothing_is_to_be_learnt_has_no_limit(
     run(main())
     (line,) = warnings(caplog)
     assert "does not find the EICAR test file with padding behind it" in line
+
+
+def test_what_is_refused_for_its_length_is_sent_once_even_where_nothing_is_to_be_learnt(
+    clamds: list[FakeClamd],
+) -> None:
+    async def main() -> None:
+        with clamds[0] as clamd:
+            clamd.whole = True
+            async with pool_of(clamd, time_out=2.0) as pool:
+                assert await judge(pool) == Clean()
+                # As to a stream that is longer than StreamMaxLength.
+                clamd.strange = b"INSTREAM size limit exceeded. ERROR"
+                for _ in range(2):
+                    assert isinstance(await judge(pool, b"x" * 200_000), Oversize)
+                assert clamd.texts[1:] == [b"x" * 4096]
+
+    run(main())
+
+
+def test_a_message_whose_time_is_over_is_given_to_nobody(clamds: list[FakeClamd]) -> None:
+    async def main() -> None:
+        with clamds[0] as clamd:
+            async with pool_of(clamd) as pool:
+                await pool.usable()
+                with spooled(TEXT) as spool:
+                    verdict = await pool.scan(spool, since=asyncio.get_running_loop().time() - 2 * LONG)
+                assert isinstance(verdict, Unscanned)
+                assert clamd.texts == []
+
+    run(main())
 
 
 # ---- what others are told ------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import uvloop
 
 from clamsmtpd.clamd import watch as module
 from clamsmtpd.clamd.watch import Watch
+from tests.support.clamd import EICAR
 from tests.support.fakeclamd import FakeClamd
 
 
@@ -191,6 +192,36 @@ def test_a_clamd_that_ends_connections_soon_is_asked_before_that(
 
     run(main())
     assert warnings(caplog) == []
+
+
+def test_a_clamd_that_ends_each_connection_at_once_is_looked_at_with_pauses(
+    clamd: FakeClamd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PULSE_INTERVAL_MIN", 0.2)
+
+    async def main() -> None:
+        with clamd:
+            async with watching(clamd) as watch:
+                for _ in range(50):
+                    await asyncio.sleep(0.01)
+                    if (pulse := watch._pulse) is not None and watch.usable:
+                        # As if clamd had ended it.
+                        pulse.close()
+                assert 2 <= clamd.canaries <= 5
+
+    run(main())
+
+
+@pytest.mark.parametrize("octets", [1 << 40, 10**20 - 1])
+def test_no_limit_is_looked_for_above_what_any_clamd_looks_at(clamd: FakeClamd, octets: int) -> None:
+    async def main() -> None:
+        with clamd:
+            async with watching(clamd) as watch:
+                watch.expect(octets)
+                await until(lambda: watch.limit.seen > 0)
+                assert clamd.probes == [len(EICAR), 2 << 30]
+
+    run(main())
 
 
 def test_a_clamd_without_sessions_is_watched_by_the_canary(clamd: FakeClamd, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamsmtpd.smtp.events import Awaits, Inspect, Store, ToClient, Transmit
+from clamsmtpd.smtp.events import Awaits, BeginMessage, Inspect, Store, ToClient, Transmit
 from clamsmtpd.smtp.relay import Relay, Terms
 from clamsmtpd.values import Deliver
 from tests.support.transcript import GREETING, play
@@ -367,6 +367,11 @@ def test_a_length_that_nobody_can_read_ends_the_dialogue(length: str) -> None:
         >> QUIT
     """
     )
+
+
+def test_whoever_stores_the_text_hears_whether_dots_are_stuffed_in_it() -> None:
+    for dialogue, raw in (CHUNKING, True), (PLAIN, False):
+        assert play(dialogue).client_data(b"BDAT 5\r\n") == [BeginMessage(raw=raw)]
 
 
 def test_a_length_of_twenty_digits_is_read_to_its_end() -> None:
