@@ -93,6 +93,7 @@ def run(
     finally:
         for listener in listeners:
             listener.socket.close()
+        notifier.close()
         if pid_file is not None:
             pid_file.remove()
     return status

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clamsmtpd.activation import bound_to
-from clamsmtpd.values import Listen, StartError, TcpAddress, UnixAddress
+from clamsmtpd.values import Address, Listen, StartError, TcpAddress, UnixAddress
 
 __all__ = ["Listener", "listen"]
 
@@ -87,10 +87,19 @@ def _find(place: Listen, passed: Sequence[socket.socket]) -> list[socket.socket]
     """Return those of the sockets passed to us that a Listen line is about."""
     address = place.address
     if isinstance(address, UnixAddress):
-        return [sock for sock in passed if bound_to(sock) == address]
+        return [sock for sock in passed if _is_same(bound_to(sock), address)]
     there = [sock for sock in passed if sock.family != socket.AF_UNIX and sock.getsockname()[1] == address.port]
     hosts = _EVERYWHERE if address.host is None else _resolve(address.host) if there else frozenset()
     return [sock for sock in there if sock.getsockname()[0] in hosts]
+
+
+def _is_same(one: Address, other: UnixAddress) -> bool:
+    """Whether both name the same unix socket, be it by way of a symbolic link such as /var/run."""
+    if not isinstance(one, UnixAddress):
+        return False
+    with contextlib.suppress(OSError):
+        return one == other or os.path.samefile(one.path, other.path)
+    return False
 
 
 def _resolve(host: str) -> frozenset[str]:

@@ -31,6 +31,8 @@ class Notifier:
         address = environment.pop("NOTIFY_SOCKET", "")
         # "@" stands for the zero octet in front of an abstract name.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        # Kept open: with as many clients as there are descriptors, the watchdog would not hear of us for want of one.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         microseconds, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
         #: Seconds within which it wants to hear that we are alive; None for a manager that does not ask.
         self.watchdog: float | None = None
@@ -62,13 +64,18 @@ class Notifier:
         """Say that we have begun to stop."""
         self._tell("STOPPING=1", "STATUS=finishing what is in flight")
 
+    def close(self) -> None:
+        """Tell nothing any more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _tell(self, *assignments: str) -> None:
-        if not self._address:
+        if self._socket is None:
             return
         try:
-            # None is kept: nobody but us needs the descriptor, and we need it rarely.
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(_LIMIT)
-                sock.sendto("\n".join(assignments).encode(), self._address)
+            # Never connected: a manager that was started anew listens at the same address.
+            self._socket.settimeout(_LIMIT)
+            self._socket.sendto("\n".join(assignments).encode(), self._address)
         except OSError as error:
             _log.warning("cannot notify the service manager of %s: %s", assignments[0], describe(error))

@@ -25,6 +25,9 @@ TRY_LIMIT = 30.0
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 10.0
 
+# Said to EHLO, they mean: try HELO (RFC 5321 section 4.1.1.1).
+_UNKNOWN_COMMAND = frozenset({500, 502})
+
 
 async def become_ready(
     scanner: Callable[[], Awaitable[None]], next_hop: NextHop | None, tell: Callable[[int], None]
@@ -76,10 +79,15 @@ async def _ask(next_hop: NextHop) -> str:
         greeting = await _reply(reader, found)
         if not isinstance(greeting, Reply) or greeting.code != 220:  # noqa: PLR2004
             return f"greets with {_shown(greeting)}"
+        asked = "EHLO"
         writer.write(b"%b %b\r\n" % (b"LHLO" if next_hop.lmtp else b"EHLO", replies.NAME))
         answer = await _reply(reader, found)
+        if isinstance(answer, Reply) and answer.code in _UNKNOWN_COMMAND and not next_hop.lmtp:
+            asked = "HELO"
+            writer.write(b"HELO %b\r\n" % replies.NAME)
+            answer = await _reply(reader, found)
         if not isinstance(answer, Reply) or answer.code != 250:  # noqa: PLR2004
-            return f"answers EHLO with {_shown(answer)}"
+            return f"answers {asked} with {_shown(answer)}"
         writer.write(b"QUIT\r\n")
         # Left without its reply, some servers log a lost connection.
         await _reply(reader, found)

@@ -167,6 +167,7 @@ class Server:
             scanners = _Scanners(settings, self._share, watched=self._watched)
         self._setup = self._set_up(settings, certificate, scanners)
         if scanners is not old.scanners:
+            old.scanners.pool.count_no_more()
             scanners.pool.start()
         self._old_setups.add(old)
         self._let_go(old)

@@ -19,7 +19,9 @@ from clamsmtpd.values import StartError
 
 __all__ = ["READ_AGAIN", "STOP_AT_ONCE", "Crew", "Supervisor", "Tie", "automatic_workers"]
 
-_log = logging.getLogger("clamsmtpd")
+# Not the one of all others, and so without its throttle: with its pauses, what is said of workers has bounds by itself,
+# and each worker to come would inherit what was left out, and tell it as its own.
+_log = logging.getLogger("clamsmtpd.supervisor")
 
 CLEAN_STOP = 0
 FAILED = 1

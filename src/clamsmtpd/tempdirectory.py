@@ -43,7 +43,8 @@ def check_temp_directory(path: str) -> list[str]:
 
 def _steps(path: str) -> Iterator[tuple[str, str]]:
     """Yield each directory that is gone through, with the entry that is looked for in it; links are followed."""
-    directory, entries = "/", _names(os.path.join(os.getcwd(), path))
+    # The working directory of a daemon in the foreground may be gone, which is no matter to a full path.
+    directory, entries = "/", _names(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     links = 0
     while entries:
         name = entries.pop()

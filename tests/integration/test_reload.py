@@ -186,6 +186,18 @@ def test_a_settings_file_that_is_gone_is_bad_settings(start: Callable[..., Daemo
 
 
 @WORKERS
+def test_a_working_directory_that_is_gone_is_no_matter(
+    start: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    daemon = start(workers=workers)
+    (tmp_path / "gone").rmdir()
+    assert reload(daemon) == "settings read again: nothing has changed"
+    send(daemon)
+
+
+@WORKERS
 def test_what_only_a_restart_can_change_is_told_and_the_rest_is_taken(
     start: Callable[..., Daemon], sink: Sink, workers: int
 ) -> None:

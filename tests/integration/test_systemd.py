@@ -158,6 +158,23 @@ def test_a_listen_line_says_more_about_a_socket_that_was_passed(
         socket.create_connection(("127.0.0.1", port)).close()
 
 
+@pytest.mark.parametrize("spelling", ["link/socket", "run/./socket"])
+def test_a_unix_socket_that_was_passed_is_known_by_any_of_its_names(
+    settings: tuple[str, ...], tmp_path: Path, spelling: str
+) -> None:
+    # /var/run is /run, and systemd says so where a socket unit has the old one.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    with socket.socket(socket.AF_UNIX) as passed:
+        passed.bind(str(tmp_path / "run" / "socket"))
+        passed.listen()
+        with Manager(*settings, f"Listen: lmtp:{tmp_path}/{spelling}", sockets=[passed]) as manager:
+            manager.start()
+            manager.wait_for("READY=1")
+            with smtplib.LMTP(str(tmp_path / "run" / "socket")) as client:
+                assert client.sendmail("a@example.org", ["b@example.org"], MAIL) == {}
+
+
 def test_sockets_meant_for_another_process_are_left_alone(settings: tuple[str, ...], listening: socket.socket) -> None:
     port = free_port()
     with Daemon(*settings, f"Listen: 127.0.0.1:{port}", environment={"LISTEN_PID": "1", "LISTEN_FDS": "1"}) as daemon:

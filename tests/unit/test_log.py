@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clamsmtpd import supervisor
 from clamsmtpd.log import SyslogHandler, configure, describe, escape, escape_field, finish, message_line
 from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Unscanned, Verdict
 
@@ -202,6 +203,15 @@ def test_a_flood_of_warnings_is_bounded_but_in_the_debug_log(
     assert len(shown) == lines
     if level == 3:
         assert shown[-1] == "clamsmtpd: 980 more like this in 0 s, the last one: 0003E7: no verdict: why"
+
+
+def test_no_line_about_a_worker_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    # Nor could the next worker tell, as what it knows from its parent, what was.
+    configure(1)
+    for number in range(100):
+        supervisor._log.error("worker %d (process %d) has not moved for %g s", number, 1000 + number, 60)
+    finish()
+    assert len(capsys.readouterr().err.splitlines()) == 100
 
 
 def test_a_traceback_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

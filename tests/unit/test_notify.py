@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from clamsmtpd.notify import Notifier
+
+Make = Callable[[dict[str, str]], Notifier]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    with contextlib.ExitStack() as made:
+        yield lambda environment: made.enter_context(contextlib.closing(Notifier(environment)))
 
 
 @pytest.fixture
@@ -25,8 +35,8 @@ def heard(ear: socket.socket) -> list[str]:
     return ear.recv(1000).decode().split("\n")
 
 
-def test_each_word_is_a_datagram(ear: socket.socket) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": ear.getsockname()})
+def test_each_word_is_a_datagram(make: Make, ear: socket.socket) -> None:
+    notifier = make({"NOTIFY_SOCKET": ear.getsockname()})
     assert notifier
     notifier.ready()
     assert heard(ear) == ["READY=1", f"MAINPID={os.getpid()}", "STATUS=ready"]
@@ -41,21 +51,21 @@ def test_each_word_is_a_datagram(ear: socket.socket) -> None:
     assert heard(ear) == ["STOPPING=1", "STATUS=finishing what is in flight"]
 
 
-def test_what_is_waited_for_stays_on_its_line(ear: socket.socket) -> None:
-    Notifier({"NOTIFY_SOCKET": ear.getsockname()}).waiting("x\nREADY=1")
+def test_what_is_waited_for_stays_on_its_line(make: Make, ear: socket.socket) -> None:
+    make({"NOTIFY_SOCKET": ear.getsockname()}).waiting("x\nREADY=1")
     assert heard(ear) == ["STATUS=waiting for x\\x0AREADY=1"]
 
 
-def test_a_name_in_no_folder() -> None:
+def test_a_name_in_no_folder(make: Make) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.bind("\0clamsmtpd-test-notify")
-        Notifier({"NOTIFY_SOCKET": "@clamsmtpd-test-notify"}).alive()
+        make({"NOTIFY_SOCKET": "@clamsmtpd-test-notify"}).alive()
         assert heard(ear) == ["WATCHDOG=1"]
 
 
-def test_the_variables_are_for_us_alone(ear: socket.socket) -> None:
+def test_the_variables_are_for_us_alone(make: Make, ear: socket.socket) -> None:
     environment = {"NOTIFY_SOCKET": ear.getsockname(), "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "PATH": "/bin"}
-    Notifier(environment)
+    make(environment)
     assert environment == {"PATH": "/bin"}
 
 
@@ -72,18 +82,18 @@ def test_the_variables_are_for_us_alone(ear: socket.socket) -> None:
     ],
 )
 def test_how_often_the_watchdog_wants_to_hear(
-    ear: socket.socket, microseconds: str, pid: str, seconds: float | None
+    make: Make, ear: socket.socket, microseconds: str, pid: str, seconds: float | None
 ) -> None:
     variables = {
         "NOTIFY_SOCKET": ear.getsockname(),
         "WATCHDOG_USEC": microseconds,
         "WATCHDOG_PID": str(os.getpid()) if pid == "ours" else pid,
     }
-    assert Notifier(variables).watchdog == seconds
+    assert make(variables).watchdog == seconds
 
 
-def test_without_a_manager_nothing_is_told() -> None:
-    notifier = Notifier({"WATCHDOG_USEC": "1000"})
+def test_without_a_manager_nothing_is_told(make: Make) -> None:
+    notifier = make({"WATCHDOG_USEC": "1000"})
     assert not notifier
     assert notifier.watchdog is None
     before = os.listdir("/proc/self/fd")
@@ -92,10 +102,21 @@ def test_without_a_manager_nothing_is_told() -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_the_watchdog_hears_of_us_when_no_descriptor_is_left(make: Make, ear: socket.socket) -> None:
+    notifier = make({"NOTIFY_SOCKET": ear.getsockname()})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        notifier.alive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert heard(ear) == ["WATCHDOG=1"]
+
+
 def test_a_manager_that_is_gone_or_asleep_keeps_nobody(
-    ear: socket.socket, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    make: Make, ear: socket.socket, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": ear.getsockname()})
+    notifier = make({"NOTIFY_SOCKET": ear.getsockname()})
     begin = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clamsmtpd.notify._LIMIT", 0.01)
@@ -106,5 +127,5 @@ def test_a_manager_that_is_gone_or_asleep_keeps_nobody(
                 break
     assert "cannot notify the service manager of WATCHDOG=1: timed out" in caplog.text
     assert time.monotonic() - begin < 5
-    Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
+    make({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
     assert "cannot notify the service manager of READY=1: No such file or directory" in caplog.text

@@ -42,6 +42,18 @@ def test_the_next_hop_is_greeted_and_left() -> None:
     run(main())
 
 
+def test_one_that_knows_helo_alone(caplog: pytest.LogCaptureFixture) -> None:
+    # Clients fall back to HELO, and have their mail delivered (RFC 5321 section 4.1.1.1).
+    async def main() -> None:
+        hop = Hop(replies={"EHLO": b"502 not here\r\n"})
+        async with await asyncio.start_server(hop.serve, "127.0.0.1", 0) as server:
+            await ready(NextHop(TcpAddress("127.0.0.1", server.sockets[0].getsockname()[1])))
+        assert hop.verbs == ["EHLO", "HELO", "QUIT"]
+        assert caplog.messages == []
+
+    run(main())
+
+
 def test_an_lmtp_next_hop_at_a_unix_socket(tmp_path: Path) -> None:
     async def main() -> None:
         hop = Hop()

@@ -17,7 +17,7 @@ from clamsmtpd import server
 from clamsmtpd.commons import Commons
 from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener
-from clamsmtpd.metrics import SERVING
+from clamsmtpd.metrics import SCANNERS, SERVING
 from clamsmtpd.server import Server
 from clamsmtpd.values import StartError, TcpAddress
 from tests.support.world import Client, World, run, world
@@ -247,6 +247,24 @@ def test_other_scanners_are_closed_when_their_last_session_has_ended(tmp_path: P
 
     run(main())
     assert len(closed) == 1
+
+
+def test_scanners_from_before_are_not_counted(tmp_path: Path) -> None:
+    async def main() -> None:
+        share = Commons(1, 64).share(0)
+        async with world(tmp_path, share=share) as here:
+            client = await here.client()
+            await client.envelope()
+            before = here.server._setup.scanners.pool
+            other(here, time_out=7)
+            assert share.row[SCANNERS] == 1
+            share.row[SCANNERS] = 5
+            # A session still has them, and one is found to be of no use, or is back.
+            before._on_changed()
+            assert share.row[SCANNERS] == 5
+            assert (await greeting(here)).startswith(b"220 ")
+
+    run(main())
 
 
 def test_settings_that_cannot_be_used_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,13 @@ def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     refuse(".")
 
 
+def test_a_full_path_needs_no_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert check_temp_directory(str(tmp_path)) == []
+
+
 def test_one_that_is_missing(tmp_path: Path) -> None:
     line = refuse(tmp_path / "missing")
     assert line == f"TempDirectory: {tmp_path}/missing: No such file or directory; give a directory that exists"

@@ -141,6 +141,10 @@ class Pool:
             if member.watch is not None:
                 member.watch.start()
 
+    def count_no_more(self) -> None:
+        """Leave ``row`` to others: these scanners serve only those who have them already."""
+        self._row = None
+
     def stop_waiting(self) -> None:
         """Wait for no scanner any more: what none can take now has no verdict. Scans that are under way go on."""
         self._waits = False
