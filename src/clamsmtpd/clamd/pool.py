@@ -290,6 +290,9 @@ class Pool:
             outcome = await member.scanner.scan(message, early, deadline=self._share(case), again=not case.losses)
         finally:
             member.outstanding -= 1
+        if isinstance(outcome, Oversize) and size <= SMALL:
+            # That is nothing to be learnt from, and it would be asked again and again.
+            outcome = Failed(outcome.reason, Fault.STRANGE)
         if isinstance(outcome, Failed):
             return await self._fail(case, member, outcome)
         if member.watch is None:
@@ -298,7 +301,7 @@ class Pool:
         if isinstance(outcome, Infected):
             return outcome
         if isinstance(outcome, Oversize):
-            limit.note(max(size, SMALL + 1), seen=False)
+            limit.note(size, seen=False)
             return None
         # If clamd has been started anew meanwhile, with other settings, this may have come from either, and what the
         # one that is there now looks at says nothing of the other.

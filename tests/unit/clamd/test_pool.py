@@ -460,6 +460,18 @@ def test_a_message_whose_time_is_over_is_given_to_nobody(clamds: list[FakeClamd]
     run(main())
 
 
+def test_a_scanner_for_which_everything_is_too_long_is_asked_no_more_than_twice(clamds: list[FakeClamd]) -> None:
+    async def main() -> None:
+        with clamds[0] as clamd:
+            async with pool_of(clamd) as pool:
+                await pool.usable()
+                clamd.strange = b"INSTREAM size limit exceeded. ERROR"
+                assert isinstance(await judge(pool), Unscanned)
+                assert len(clamd.texts) == 2
+
+    run(main())
+
+
 # ---- what others are told ------------------------------------------------------------------------
 
 
