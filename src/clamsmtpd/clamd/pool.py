@@ -345,12 +345,12 @@ class Pool:
             async with asyncio.timeout_at(case.deadline):
                 await watch.see(case.size)
         except TimeoutError:
-            case.note(member, Failed("nobody knows whether it looks at so much", Fault.SILENT))
+            case.note(member, _unknown_limit(watch))
             return False
         if case.size <= member.limit.seen:
             return True
         if watch.usable and case.size < member.limit.blind:
-            await self._fail(case, member, Failed("nobody knows whether it looks at so much", Fault.SILENT))
+            await self._fail(case, member, _unknown_limit(watch))
         return False
 
     async def _wait(self, case: _Case) -> Verdict | None:
@@ -408,6 +408,11 @@ class Pool:
                 for member in self._members
             )
         )
+
+
+def _unknown_limit(watch: Watch) -> Failed:
+    reason = "whether it looks at so much could not be found out"
+    return Failed(f"{reason}: {watch.probe_fault}" if watch.probe_fault else reason, Fault.SILENT)
 
 
 def _not_so_much(member: _Member) -> str:

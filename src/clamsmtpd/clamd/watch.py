@@ -82,6 +82,8 @@ class Watch:
         self.version = ""
         #: The sizes that it looks at.
         self.limit = Limit()
+        #: Why the last probe of that has told nothing; empty if it has.
+        self.probe_fault = ""
         #: Scans of messages that it has answered; whoever gives it messages counts them.
         self.ended = 0
         self._time_out = time_out
@@ -329,6 +331,7 @@ class Watch:
     async def _probe_once(self, size: int) -> None:
         epoch = self.limit.epoch
         outcome = await self._scan(Sample(EICAR, size, directory=self._directory))
+        self.probe_fault = outcome.reason if isinstance(outcome, Failed) else ""
         if epoch == self.limit.epoch and not isinstance(outcome, Failed):
             self.limit.note(size, seen=isinstance(outcome, Infected))
             self._changed()
