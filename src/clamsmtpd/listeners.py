@@ -90,7 +90,14 @@ def _find(place: Listen, passed: Sequence[socket.socket]) -> list[socket.socket]
         return [sock for sock in passed if _is_same(bound_to(sock), address)]
     there = [sock for sock in passed if sock.family != socket.AF_UNIX and sock.getsockname()[1] == address.port]
     hosts = _EVERYWHERE if address.host is None else _resolve(address.host) if there else frozenset()
-    return [sock for sock in there if sock.getsockname()[0] in hosts]
+    return [sock for sock in there if sock.getsockname()[0] in hosts or ("0.0.0.0" in hosts and _takes_both(sock))]
+
+
+def _takes_both(sock: socket.socket) -> bool:
+    """Whether a socket takes IPv6 and IPv4 clients at all addresses: nothing else can be bound to its port then."""
+    if sock.family != socket.AF_INET6 or sock.getsockname()[0] != "::":
+        return False
+    return not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
 
 def _is_same(one: Address, other: UnixAddress) -> bool:

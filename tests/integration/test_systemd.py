@@ -175,6 +175,17 @@ def test_a_unix_socket_that_was_passed_is_known_by_any_of_its_names(
                 assert client.sendmail("a@example.org", ["b@example.org"], MAIL) == {}
 
 
+def test_everywhere_in_the_words_of_old_is_the_socket_of_our_unit(settings: tuple[str, ...]) -> None:
+    # What 1.10 wrote for all addresses; ListenStream=10025 takes IPv4 as well, and nobody could bind that besides.
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as passed:
+        port = passed.getsockname()[1]
+        with Manager(*settings, f"Listen: lmtp:0.0.0.0:{port}", sockets=[passed]) as manager:
+            manager.start()
+            manager.wait_for("READY=1")
+            with smtplib.LMTP("127.0.0.1", port) as client:
+                assert client.sendmail("a@example.org", ["b@example.org"], MAIL) == {}
+
+
 def test_sockets_meant_for_another_process_are_left_alone(settings: tuple[str, ...], listening: socket.socket) -> None:
     port = free_port()
     with Daemon(*settings, f"Listen: 127.0.0.1:{port}", environment={"LISTEN_PID": "1", "LISTEN_FDS": "1"}) as daemon:
