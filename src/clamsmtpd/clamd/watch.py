@@ -222,17 +222,17 @@ class Watch:
         """Return what it says of itself; empty if it has no sessions to ask that in. Raises _FaultError."""
         if not self._has_sessions:
             return ""
-        if self._pulse is None:
-            # One that ends each as soon as it has answered would be looked at without a pause.
+        pulse = self._pulse
+        if pulse is None:
             since = asyncio.get_running_loop().time() - self._pulse_began
-            await asyncio.sleep(max(_PULSE_INTERVAL_MIN - since, 0.0))
             try:
-                self._pulse = await self.scanner.open(self._silence, self._on_pulse_ended)
+                pulse = self._pulse = await self.scanner.open(self._silence, self._on_pulse_ended)
             except ClamdError as error:
                 self.silent = error.timed_out
                 raise _FaultError(str(error)) from None
             self._pulse_began = asyncio.get_running_loop().time()
-        pulse = self._pulse
+            # One that ends each as soon as it has answered would be looked at without a pause.
+            await asyncio.sleep(max(_PULSE_INTERVAL_MIN - since, 0.0))
         answer = await pulse.ask(VERSION, limit=self._silence)
         self.silent = isinstance(answer, Lost) and answer.timed_out
         if isinstance(answer, bytes):
