@@ -2,15 +2,11 @@
 # make test  every check and every test
 # make bench what mail costs, beside the original, its best case, no proxy and clamd alone: 20 minutes on
 #            two cores that do nothing else; BENCH="--quick" takes two or three, BENCH="--help" tells of other options
-<<<<<<< HEAD
-# make docs  the parts of the manual that come from the table of settings, and of docs/ that come from tests
-=======
 # make soak  20,000 numbered messages, a twentieth infected, while scanners, next hop, workers and daemon are killed at
 #            random; then the reckoning: some 10 minutes on two cores; SOAK="--messages 600" takes one,
 #            SOAK="--seed N" repeats one, SOAK="--help" tells of other options
 # make fuzz  ten targets of Atheris, a minute in all; FUZZ="--seconds 3600 relay body" takes an hour for two of them
-# make docs  the parts of the manual that come from the table of settings
->>>>>>> main
+# make docs  the parts of the manual that come from the table of settings, and of docs/ that come from tests
 
 PYTHON = .venv/bin/python
 
