@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -410,3 +411,17 @@ def test_any_value_gives_settings_or_one_line(tmp_path: Path, name: str, value: 
     else:
         lines = ["fine"]
     assert len(lines) == 1
+
+
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError) as raised:
+        load(str(path))
+    assert str(raised.value) == f"{path}: cannot be read: it is no plain file; name the settings file with -f"
+
+
+def test_a_file_that_everybody_may_write_to_is_warned_of(tmp_path: Path) -> None:
+    path = write(tmp_path, OUT)
+    path.chmod(0o666)
+    assert load(str(path)).warnings == (f"{path}: everybody may write to it; take that right away (chmod o-w)",)

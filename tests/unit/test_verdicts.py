@@ -48,10 +48,12 @@ def test_nobody_need_take_a_digest_of_a_text_that_is_as_long_as_no_other() -> No
     assert not second.may_know(0)
 
 
-def test_octets_of_a_name_are_no_length() -> None:
+def test_octets_of_a_name_are_no_entry() -> None:
     (verdicts,) = workers(1)
-    verdicts.keep(mark(b"text"), Infected("a" * 20))
-    assert not verdicts.may_know(int.from_bytes(b"a" * 8, "little"))
+    verdicts.keep(mark(b"text"), Infected("a" * 60))
+    size = int.from_bytes(b"a" * 8, "little")
+    assert not verdicts.may_know(size)
+    assert verdicts.find((size, b"a" * 32, "ClamAV 1.4.3/27000")) == (None, False)
 
 
 def test_a_verdict_of_other_signatures_is_none() -> None:

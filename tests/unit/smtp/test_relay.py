@@ -1909,3 +1909,13 @@ def test_data_is_refused_when_no_verdict_could_come_in_time() -> None:
     """,
         Terms(admits=lambda: False),
     )
+
+
+@pytest.mark.parametrize(("keyword", "limit"), [("SIZE 1000", 1000), ("SIZE", None), ("SIZE 0", None), ("HELP", None)])
+def test_it_is_known_how_large_a_message_the_next_hop_takes(keyword: str, limit: int | None) -> None:
+    relay = Relay()
+    assert relay.size_limit is None
+    relay.server_data(b"220 hop.example ESMTP\r\n")
+    relay.client_data(b"EHLO client.example\r\n")
+    relay.server_data(b"250-hop.example\r\n250 %b\r\n" % keyword.encode())
+    assert relay.size_limit == limit
