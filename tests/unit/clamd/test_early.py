@@ -347,14 +347,14 @@ def test_slow_clients_leave_connections_for_messages_that_are_whole(
                 slow = [stack.enter_context(incoming(tmp_path, scanner)) for _ in range(5)]
                 for spool, _ in slow:
                     spool.append(LARGE)
-                # Long enough on a machine that has much to do.
-                await asyncio.sleep(0.2)
+                await until(lambda: len(clamd.texts) >= 2)
+                await asyncio.sleep(0.02)
                 assert len(clamd.texts) == 2
                 # Whoever was refused is asked again when there is more of it.
                 slow[0][1].cancel()
                 await asyncio.sleep(0.02)
                 slow[4][0].append(SMALL)
-                await asyncio.sleep(0.02)
+                await until(lambda: len(clamd.texts) >= 3)
                 assert len(clamd.texts) == 3
                 verdicts = await asyncio.gather(*(verdict_on(scanner, *one) for one in slow[1:]))
                 assert verdicts == [Clean()] * 4

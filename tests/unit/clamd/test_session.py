@@ -552,7 +552,8 @@ def test_in_a_long_scan_clamd_is_kept_awake(run: Run) -> None:
             answer = session.ask(FILDES, limit=LONG)
             heard = await heard_for(peer, 0.4)
             assert heard.startswith(BEGIN + FILDES + b"zPING\0zPING\0")
-            assert heard.count(b"zPING\0") in range(3, 9)
+            # One for each 0.05 s; on a machine that has much to do, the 0.4 s may be many more.
+            assert heard.count(b"zPING\0") in range(3, 40)
             await peer.say(b"2: PONG\0" + b"1: fd[10]: OK\0")
             assert await answer == b"fd[10]: OK"
 
@@ -567,7 +568,8 @@ def test_replies_alone_do_not_keep_clamd_awake(run: Run) -> None:
         async with connected() as (session, peer):
             answers = [session.ask(FILDES, limit=LONG) for _ in range(100)]
             heard = await heard_for(peer, 0.4, says=lambda turn: b"%d: fd[10]: OK\0" % (turn + 1))
-            assert heard.count(b"zPING\0") in range(3, 9)
+            # One for each 0.05 s; on a machine that has much to do, the 0.4 s may be many more.
+            assert heard.count(b"zPING\0") in range(3, 40)
             assert [answer.done() for answer in answers].count(True) >= 30
             assert session.usable
 
