@@ -608,9 +608,11 @@ class Session:
     def _inspect(self, effect: Inspect) -> None:
         if self._spool is not None:
             # With a name, or a number would be written out for each.
-            self._inspecting = asyncio.Task(self._judge(self._spool, effect), loop=self._loop, name=self.tag)
+            self._inspecting = asyncio.Task(
+                self._judge(self._spool, effect, self._early), loop=self._loop, name=self.tag
+            )
 
-    async def _judge(self, spool: Spool, effect: Inspect) -> None:
+    async def _judge(self, spool: Spool, effect: Inspect, early: EarlyScan | None) -> None:
         decision: Decision
         try:
             decision = await self._host.inspector.inspect(
@@ -619,7 +621,7 @@ class Session:
                 self._route,
                 stuffed=effect.stuffed,
                 header=effect.header,
-                early=self._early,
+                early=early,
             )
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become a delivery
             _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
