@@ -8,12 +8,13 @@ a comment (clamsmtpd.conf(5)).
 from __future__ import annotations
 
 import difflib
+import enum
 import ipaddress
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from clamsmtpd.addresses import AddressError, parse_address
 from clamsmtpd.settingsfile import read_settings_file
@@ -122,11 +123,22 @@ def _switch(text: str) -> bool:
     raise ValueError(f'"{text}" is not known; give on or off')
 
 
-def _action(text: str) -> Action:
-    try:
-        return Action(text.lower())
-    except ValueError:
-        raise ValueError(f'"{text}" is not known; give drop, bounce or pass') from None
+_Choice = TypeVar("_Choice", bound=enum.Enum)
+
+
+def _one_of(*choices: _Choice) -> Callable[[str], _Choice]:
+    *most, last = (choice.value for choice in choices)
+
+    def parse(text: str) -> _Choice:
+        for choice in choices:
+            if text.lower() == choice.value:
+                return choice
+        raise ValueError(f'"{text}" is not known; give {", ".join(most)} or {last}')
+
+    return parse
+
+
+_action = _one_of(*Action)
 
 
 def _action_for(text: str) -> ActionFor:
@@ -134,18 +146,6 @@ def _action_for(text: str) -> ActionFor:
     if len(words) != 2:  # noqa: PLR2004
         raise ValueError(f'"{text}" is no pattern and action; write them as Heuristics.Encrypted.* pass')
     return ActionFor(words[0], _action(words[1]))
-
-
-def _unjudged(*choices: Unjudged) -> Callable[[str], Unjudged]:
-    *most, last = (choice.value for choice in choices)
-
-    def parse(text: str) -> Unjudged:
-        for choice in choices:
-            if text.lower() == choice.value:
-                return choice
-        raise ValueError(f'"{text}" is not known; give {", ".join(most)} or {last}')
-
-    return parse
 
 
 # Seconds in 1.x were a C int: a file that says "practically never" must still be taken.
@@ -217,13 +217,6 @@ def _listen(text: str) -> Listen:
 def _next_hop(text: str) -> NextHop:
     place, lmtp = _split_protocol(text)
     return NextHop(parse_address(place, default_port=24 if lmtp else 25, default_host=None), lmtp=lmtp)
-
-
-def _out_tls(text: str) -> OutTls:
-    try:
-        return OutTls(text.lower())
-    except ValueError:
-        raise ValueError(f'"{text}" is not known; give off, may, encrypt or verify') from None
 
 
 def _trusted_clients(text: str) -> TrustedClients:
@@ -396,7 +389,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "OutTLS",
         "out_tls",
-        _out_tls,
+        _one_of(*OutTls),
         "off",
         "TLS with the next hop, by STARTTLS: off; may, if it is offered; encrypt, or no mail is delivered; verify, and "
         "the certificate must be valid for the host name or IP address in OutAddress, by the authorities of the system "
@@ -405,7 +398,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "Oversize",
         "oversize",
-        _unjudged(Unjudged.DEFER, Unjudged.PASS, Unjudged.BOUNCE),
+        _one_of(Unjudged.DEFER, Unjudged.PASS, Unjudged.BOUNCE),
         "defer",
         "What becomes of a message that is larger than what clamd looks at (MaxFileSize, MaxScanSize and "
         "StreamMaxLength in clamd.conf(5)). With defer the client is told 451 and keeps it; with bounce it is told "
@@ -438,7 +431,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "ScanFailure",
         "scan_failure",
-        _unjudged(Unjudged.DEFER, Unjudged.PASS),
+        _one_of(Unjudged.DEFER, Unjudged.PASS),
         "defer",
         "What becomes of a message for which no scanner has a verdict, for as long as the client can wait. With defer "
         "the client is told 451 and keeps it; with pass the message is delivered unscanned, with an X-Virus-Unscanned "

@@ -29,7 +29,7 @@ _LOOK = 0.25
 class _Running:
     """A scan of ``message`` under way in this worker."""
 
-    __slots__ = ("entry", "mark", "message", "over", "since", "version", "waiting")
+    __slots__ = ("entry", "mark", "message", "over", "since", "telling", "version", "waiting")
 
     def __init__(self, message: Spool, since: float, version: str) -> None:
         self.message = message
@@ -38,7 +38,8 @@ class _Running:
         self.version = version
         #: Those who wait for its verdict; None comes if there will be none.
         self.waiting: list[asyncio.Future[Verdict | None]] = []
-        #: Once other workers are told, what it is known by, and its entry among the verdicts of all.
+        #: Whether other workers are being told; then, what it is known by, and its entry among the verdicts of all.
+        self.telling = False
         self.mark: Mark | None = None
         self.entry: int | None = None
         #: Then the message is no longer there to be read.
@@ -126,7 +127,7 @@ class Scans:
                 if not waiter.done():
                     waiter.set_result(verdict)
             if running.entry is not None and running.mark is not None:
-                current = running.mark[2] == self._pool.version
+                current = running.version == self._pool.version
                 self._verdicts.keep(running.mark, verdict if current else None, running.entry)
         return verdict, running.version
 
@@ -154,34 +155,32 @@ class Scans:
         since = self._loop.time() - PUBLIC_AFTER
         for same_size in self._running.values():
             for running in same_size:
-                if version and running.version == version and running.mark is None and running.since <= since:
-                    running.mark = running.message.size, b"", version
-                    telling = self._loop.create_task(self._tell(running, version))
+                if version and running.version == version and not running.telling and running.since <= since:
+                    running.telling = True
+                    telling = self._loop.create_task(self._tell(running))
                     self._telling.add(telling)
                     telling.add_done_callback(self._telling.discard)
         if self._running:
             self._timer = self._loop.call_later(PUBLIC_AFTER, self._on_timer)
 
-    async def _tell(self, running: _Running, version: str) -> None:
-        message = running.message
-        digest = hashlib.sha256()
+    async def _tell(self, running: _Running) -> None:
         try:
-            for piece in message.stored_pieces():
-                digest.update(piece)
-                await asyncio.sleep(0)
-                if running.over:
-                    return
+            digest = await _digest(running.message, running)
         except OSError:
             # Whoever delivers it will hear of that.
             return
-        running.mark = message.size, digest.digest(), version
-        running.entry = self._verdicts.announce(running.mark)
+        if not running.over:
+            running.mark = running.message.size, digest, running.version
+            running.entry = self._verdicts.announce(running.mark)
 
 
-async def _digest(message: Spool) -> bytes:
+async def _digest(message: Spool, running: _Running | None = None) -> bytes:
+    """Return the SHA-256 of a text; of a part of it, if the scan that is ``running`` is over meanwhile."""
     digest = hashlib.sha256()
     for piece in message.stored_pieces():
         digest.update(piece)
         # Others wait too.
         await asyncio.sleep(0)
+        if running is not None and running.over:
+            break
     return digest.digest()

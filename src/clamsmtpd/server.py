@@ -106,8 +106,7 @@ class Server:
 
     ``certificate`` is the one for clients that want TLS; without one, none is offered. ``share`` is what this worker
     has of what all have; without it, there are no others. Scanners that are not ``watched`` are taken for usable.
-    Raises StartError when TLS with the next hop is to be
-    verified, and nothing here could do that.
+    Raises StartError when TLS with the next hop is to be verified, and nothing here could do that.
     """
 
     def __init__(

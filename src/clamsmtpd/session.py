@@ -236,8 +236,8 @@ class Session:
         if self._proxy is None:
             self._connect()
         self._deadline.start()
-        if self._host.settings.keep_alives:
-            self._schedule_keep_alive()
+        if interval := self._host.settings.keep_alives:
+            self._schedule_keep_alive(interval)
 
     def drain(self) -> None:
         """Finish the transaction in flight, then say goodbye."""
@@ -782,11 +782,11 @@ class Session:
         else:
             self.run(self.relay.timed_out)
 
-    def _schedule_keep_alive(self) -> None:
-        self._keep_alive = self._loop.call_later(self._host.settings.keep_alives or 0, self._on_keep_alive)
+    def _schedule_keep_alive(self, interval: int) -> None:
+        self._keep_alive = self._loop.call_later(interval, self._on_keep_alive, interval)
 
-    def _on_keep_alive(self) -> None:
-        self._schedule_keep_alive()
+    def _on_keep_alive(self, interval: int) -> None:
+        self._schedule_keep_alive(interval)
         self.run(self.relay.keep_alive)
 
     # ---- the debug log ------------------------------------------------------------------------

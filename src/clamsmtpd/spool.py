@@ -263,11 +263,8 @@ class Spool:
         yield from self._wire_pieces()
 
     def _wire_pieces(self) -> Iterator[bytes]:
-        if self._fd >= 0:
-            return FileRange(self._fd, 0, self.size).pieces()
-        # In pieces of the same length, whatever it was appended in.
-        whole = b"".join(self._chunks)
-        return iter([whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE)])
+        # What fits into memory is one piece of a file as well, and one chunk since the text is complete.
+        return FileRange(self._fd, 0, self.size).pieces() if self._fd >= 0 else iter(self._chunks)
 
     # ---- what stays ---------------------------------------------------------------------------
 

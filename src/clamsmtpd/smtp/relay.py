@@ -1257,10 +1257,10 @@ class Relay:
     }
 
 
-# What the client is told of a message that is refused for good.
 # What clamd says in place of a greeting: it waits for a command, and not for long (clamd.conf(5), CommandReadTimeout).
 _CLAMD_HAS_WAITED = b"COMMAND READ TIMED OUT"
 
+# What the client is told of a message that is refused for good.
 _BOUNCES = {Ground.OVERSIZE: replies.OVERSIZE_BOUNCED, Ground.FORGERY: replies.FORGERY_BOUNCED}
 
 # A reply of one line that is good, if the line is well-formed (RFC 5321 section 4.2).
