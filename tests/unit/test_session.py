@@ -23,6 +23,7 @@ from clamsmtpd.poller import Poller
 from clamsmtpd.server import Server
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Decision, Listen, TcpAddress
+from tests.support.loops import until
 from tests.support.world import Clamd, Client, Hop, run, world
 
 INFECTED = b"fd[1]: Eicar-Test FOUND\0"
@@ -30,15 +31,6 @@ INFECTED = b"fd[1]: Eicar-Test FOUND\0"
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
-
-
-async def until(condition: object, limit: float = 5.0) -> None:
-    """Wait until ``condition``, a function, is true."""
-    assert callable(condition)
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 def test_a_clean_message_goes_through_and_gets_the_field(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from clamsmtpd.clamd.early import EARLY_MIN, EarlyScan
 from clamsmtpd.clamd.outcome import Outcome
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import Clean, Infected, Oversize, TcpAddress, UnixAddress, Unscanned, Verdict
-from tests.support.loops import Run
+from tests.support.loops import Run, until
 from tests.support.scanners import judge
 
 LONG, SHORT = 20.0, 0.25
@@ -90,11 +90,6 @@ def incoming(folder: Path, scanner: Scanner) -> Iterator[tuple[Spool, EarlyScan]
             yield spool, early
         finally:
             early.cancel()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is waited for is in another's hands
-        await asyncio.sleep(0.001)
 
 
 async def verdict_on(scanner: Scanner, spool: Spool, early: EarlyScan, *, stuffed: bool = False) -> Verdict:

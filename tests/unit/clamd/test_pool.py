@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from clamsmtpd.spool import Spool
 from clamsmtpd.values import Clean, Infected, Oversize, Unscanned, Verdict
 from tests.support.clamd import EICAR
 from tests.support.fakeclamd import FakeClamd
+from tests.support.loops import until
 
 TEXT = b"Subject: x\r\n\r\ntext\r\n"
 LONG = 20.0
@@ -78,12 +79,6 @@ def spooled(text: bytes) -> Iterator[Spool]:
 async def judge(pool: Pool, text: bytes = TEXT) -> Verdict:
     with spooled(text) as spool:
         return await pool.scan(spool)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the watches see to it
-            await asyncio.sleep(0.005)
 
 
 def usable(pool: Pool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from clamsmtpd.clamd import watch as module
 from clamsmtpd.clamd.watch import Watch
 from tests.support.clamd import EICAR
 from tests.support.fakeclamd import FakeClamd
+from tests.support.loops import until
 
 
 @pytest.fixture(autouse=True)
@@ -46,12 +47,6 @@ async def watching(clamd: FakeClamd) -> AsyncIterator[Watch]:
         watch.close()
         watch.scanner.close()
         await asyncio.sleep(0.02)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the watch sees to it
-            await asyncio.sleep(0.005)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
