@@ -192,6 +192,8 @@ def test_a_stop_lets_all_transactions_end_and_leaves_no_process(daemon: Daemon, 
         assert greeting(idle) == b"220"
         daemon.send(signal.SIGTERM)
         assert greeting(idle) == b"421"
+    # The other worker may hear of it a moment later.
+    wait_until(lambda: daemon.log().count("stopping: ") == len(workers), "all workers to take no more clients")
     with pytest.raises(ConnectionRefusedError):
         connect(daemon)
     assert [finish(client) for client in clients] == [250] * 10

@@ -24,12 +24,21 @@ class ProgramError(Exception):
     """A program did not start, or did not do in time what was waited for."""
 
 
+_given: set[int] = set()
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that nobody listens on; it is drawn, so that tests side by side get different ones."""
+    """Return a TCP port that nobody listens on; it is drawn, so that tests side by side get different ones.
+
+    None is given twice in a process: whoever got it may not listen yet.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in random.sample(_PORTS, 100):
         with socket.socket(family, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+            if port in _given:
+                continue
             probe.bind((host, port))
+            _given.add(port)
             return port
     raise ProgramError(f"found no free port on {host}")
 

@@ -178,11 +178,14 @@ def test_a_clamd_that_ends_connections_soon_is_asked_before_that(
         with clamd:
             async with watching(clamd) as watch:
                 await until(lambda: watch.usable)
-                for _ in range(3):
+                # On a machine that has much to do, the first connections may last longer than is meant.
+                for number in range(20):
                     await asyncio.sleep(0.06)
                     for connection in list(clamd._open):
                         clamd._hang_up(connection)
                     await until(lambda: watch.usable)
+                    if number >= 2 and watch._pulse_interval < 0.1:
+                        break
                 assert watch._pulse_interval < 0.1
 
     run(main())
