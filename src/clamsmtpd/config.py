@@ -13,7 +13,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from clamsmtpd.addresses import AddressError, parse_address
@@ -23,7 +23,9 @@ from clamsmtpd.values import (
     Action,
     ActionFor,
     Address,
+    Keep,
     Listen,
+    LogFormat,
     NextHop,
     OutTls,
     TrustedClients,
@@ -55,16 +57,18 @@ class ConfigError(Exception):
 class Settings:
     """All settings, checked. Seconds are whole; paths are absolute.
 
-    ``keep_alives`` and ``workers`` are None for automatic. ``actions_for`` are in their order in the file.
-    ``listen_given`` tells whether ``listen`` was given; if not, it is the default.
+    ``keep_alives`` and ``workers`` are None for automatic, ``admin`` and ``quarantine_keep`` for none. ``actions_for``
+    are in their order in the file. ``listen_given`` tells whether ``listen`` was given; if not, it is the default.
     """
 
     action: Action
     actions_for: tuple[ActionFor, ...]
+    admin: Listen | None
     clam_addresses: tuple[Address, ...]
     header: str
     keep_alives: int | None
     listen: tuple[Listen, ...]
+    log_format: LogFormat
     max_connections: int
     out_address: NextHop | None
     out_tls: OutTls
@@ -72,6 +76,7 @@ class Settings:
     pid_file: str | None
     proxy_protocol: bool
     quarantine: bool
+    quarantine_keep: Keep | None
     scan_failure: Unjudged
     temp_directory: str
     time_out: int
@@ -189,6 +194,20 @@ def _split_protocol(text: str) -> tuple[str, bool]:
 
 def _listen(text: str) -> Listen:
     place, lmtp = _split_protocol(text)
+    return replace(_socket(place, default_port=10025, default_host=None), lmtp=lmtp)
+
+
+def _admin(text: str) -> Listen | None:
+    if not text:
+        return None
+    # What it tells is not for all: by default it is for this host's root, or for this host.
+    place = _socket(text, default_port=9310, default_host="127.0.0.1")
+    if isinstance(place.address, UnixAddress) and place.mode is None:
+        return replace(place, mode=0o600)
+    return place
+
+
+def _socket(place: str, *, default_port: int, default_host: str | None) -> Listen:
     options: dict[str, str] = {}
     while match := _SOCKET_OPTION.fullmatch(place):
         place, name, value = match.groups()
@@ -197,7 +216,7 @@ def _listen(text: str) -> Listen:
         if name.lower() in options:
             raise ValueError(f'"{name}=" is given twice; give it once')
         options[name.lower()] = value
-    address = parse_address(place, default_port=10025, default_host=None)
+    address = parse_address(place, default_port=default_port, default_host=default_host)
     if options and not isinstance(address, UnixAddress):
         raise ValueError("owner= and mode= are for unix sockets; give a full path, or leave them out")
     owner = group = None
@@ -211,7 +230,30 @@ def _listen(text: str) -> Listen:
         if not _MODE.fullmatch(options["mode"]) or int(options["mode"], 8) > _MODE_MAX:
             raise ValueError(f'"{options["mode"]}" is no mode; give octal digits from 0 to 0777, such as 0660')
         mode = int(options["mode"], 8)
-    return Listen(address, lmtp=lmtp, owner=owner, group=group, mode=mode)
+    return Listen(address, owner=owner, group=group, mode=mode)
+
+
+# Units of QuarantineKeep: seconds, and octets.
+_SPANS = {"h": 3600, "d": 86400, "w": 7 * 86400}
+_SIZES = {"k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+_AMOUNT = re.compile(r"([0-9]{1,12})(?:([hdw])|([kmgt])b?)", re.IGNORECASE)
+
+
+def _keep(text: str) -> Keep:
+    seconds = octets = None
+    for word in text.split():
+        amount = _AMOUNT.fullmatch(word)
+        if amount is None or not int(amount[1]):
+            raise ValueError(f'"{word}" is no age and no size; give such as 30d, 12h, 500M or 2G')
+        if amount[2]:
+            if seconds is not None:
+                raise ValueError(f'"{word}" is a second age; give one age, one size, or both')
+            seconds = int(amount[1]) * _SPANS[amount[2].lower()]
+        else:
+            if octets is not None:
+                raise ValueError(f'"{word}" is a second size; give one age, one size, or both')
+            octets = int(amount[1]) * _SIZES[amount[3].lower()]
+    return Keep(seconds, octets)
 
 
 def _next_hop(text: str) -> NextHop:
@@ -325,6 +367,17 @@ SETTINGS: tuple[Setting, ...] = (
         many=True,
     ),
     Setting(
+        "Admin",
+        "admin",
+        _admin,
+        None,
+        "Where the daemon tells about itself by HTTP: /metrics for Prometheus, /healthz, /readyz and /status (see SEEN "
+        "FROM OUTSIDE in clamsmtpd(8)); clamsmtpctl(8) asks there too. Give the path of a unix socket, which may have "
+        "owner= and mode= behind it as with Listen and is for its owner alone without, or an address of this host: a "
+        "port alone is at 127.0.0.1. Nobody is asked for a password; only a unix socket tells about single messages.",
+        "none",
+    ),
+    Setting(
         "ClamAddress",
         "clam_addresses",
         _address(3310, "127.0.0.1"),
@@ -366,6 +419,14 @@ SETTINGS: tuple[Setting, ...] = (
         "who gets to the socket's directory may connect.",
         "port 10025 on all local addresses",
         many=True,
+    ),
+    Setting(
+        "LogFormat",
+        "log_format",
+        _one_of(*LogFormat),
+        "text",
+        "What a line of the log looks like: text, as it has been since 1.x, or json, an object for each event with "
+        "names that stay (see THE LOG in clamsmtpd(8)).",
     ),
     Setting(
         "MaxConnections",
@@ -426,7 +487,17 @@ SETTINGS: tuple[Setting, ...] = (
         "quarantine",
         _switch,
         "off",
-        "Keep infected messages in TempDirectory, in files named virus.XXXXXX, where X is a random letter or digit.",
+        "Keep infected messages in TempDirectory, in files named virus.XXXXXX, where X is a random letter or digit. "
+        "clamsmtpctl(8) lists and releases them.",
+    ),
+    Setting(
+        "QuarantineKeep",
+        "quarantine_keep",
+        _keep,
+        None,
+        "How long, and how much, stays in quarantine: an age such as 30d (days; w and h are weeks and hours), a size "
+        "such as 2G (k, M and T as well), or both. What is older is deleted, and the oldest of what is more.",
+        "all, for ever",
     ),
     Setting(
         "ScanFailure",
@@ -686,7 +757,7 @@ def _understand(line: _Line, folder: str, warnings: list[str]) -> tuple[Setting,
         raise ConfigError(f"{where}: {printable(name)}: {printable(str(error))}") from None
 
 
-_MAY_BE_EMPTY = frozenset({"header", "pid_file", "trusted_clients", "virus_action"})
+_MAY_BE_EMPTY = frozenset({"admin", "header", "pid_file", "trusted_clients", "virus_action"})
 
 
 def printable(text: str) -> str:

@@ -17,7 +17,7 @@ _log = logging.getLogger("clamsmtpd")
 
 #: What was made of these when the daemon started stays as long as it runs: sockets, processes, what they share, and
 #: whom we have become.
-ONLY_AT_START = frozenset({"listen", "max_connections", "pid_file", "user", "workers"})
+ONLY_AT_START = frozenset({"admin", "listen", "log_format", "max_connections", "pid_file", "user", "workers"})
 
 
 class Renewal:

@@ -25,7 +25,9 @@ __all__ = [
     "Ground",
     "Infected",
     "Insertion",
+    "Keep",
     "Listen",
+    "LogFormat",
     "NextHop",
     "OutTls",
     "Oversize",
@@ -145,6 +147,21 @@ class NextHop:
 
     def __str__(self) -> str:
         return f"lmtp:{self.address}" if self.lmtp else str(self.address)
+
+
+class LogFormat(enum.Enum):
+    """What a line of the log looks like."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How much stays in quarantine: what is at most ``seconds`` old, and ``octets`` of it; None for any."""
+
+    seconds: int | None = None
+    octets: int | None = None
 
 
 class OutTls(enum.Enum):

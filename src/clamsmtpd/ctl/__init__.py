@@ -1,0 +1,1 @@
+"""clamsmtpctl(8): what an administrator does with clamsmtpd, from the command line."""

@@ -1,0 +1,30 @@
+"""``python -m clamsmtpd.ctl``, and the program clamsmtpctl."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+_NOT_INSTALLED = 3
+
+
+def main() -> int:
+    """Run clamsmtpctl; say what to install where its libraries are missing. Return the exit status."""
+    try:
+        # Only now: the daemon is installed without these.
+        from clamsmtpd.ctl import main as commands  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name not in {"click", "rich"}:
+            raise
+        print(
+            f"clamsmtpctl: the Python library {error.name} is missing; install clamsmtpd[ctl], or the packages "
+            "python3-click and python3-rich",
+            file=sys.stderr,
+        )
+        return _NOT_INSTALLED
+    commands.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
