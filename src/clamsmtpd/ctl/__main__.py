@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 __all__ = ["main"]
 
 _NOT_INSTALLED = 3
 
 
-def main() -> int:
-    """Run clamsmtpctl; say what to install where its libraries are missing. Return the exit status."""
+def main() -> NoReturn:
+    """Run clamsmtpctl; say what to install where its libraries are missing. Raises SystemExit, always."""
     try:
         # Only now: the daemon is installed without these.
         from clamsmtpd.ctl import main as commands  # noqa: PLC0415
@@ -22,9 +23,9 @@ def main() -> int:
             "python3-click and python3-rich",
             file=sys.stderr,
         )
-        return _NOT_INSTALLED
+        sys.exit(_NOT_INSTALLED)
     commands.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
