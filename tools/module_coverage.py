@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 #: Modules without I/O, which nothing but their own test may be needed to cover.
 MODULES = [
+    "account",
     "addresses",
+    "board",
     "config",
     "headers",
     "metrics",

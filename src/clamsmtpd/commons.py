@@ -6,6 +6,7 @@ import mmap
 import os
 from dataclasses import dataclass
 
+from clamsmtpd.board import BOARD_SIZE, Board
 from clamsmtpd.circles import Register, SharedRegister, region_size
 from clamsmtpd.metrics import ROW_SIZE, Metrics
 from clamsmtpd.places import Places
@@ -19,7 +20,8 @@ class Share:
     """What one worker has of it: the one of number ``worker`` among ``workers``.
 
     ``row`` is its own of ``metrics``, the numbers of all; ``outgoing`` knows the connections of all to next hops,
-    ``verdicts`` what any of them has to remember of messages.
+    ``verdicts`` what any of them has to remember of messages. ``board`` is what they tell each other for others to
+    see, None if nobody can.
     """
 
     worker: int
@@ -29,16 +31,19 @@ class Share:
     places: Places
     outgoing: Register
     verdicts: Verdicts
+    board: Board | None = None
 
 
 class Commons:
     """Made before the ``workers`` are forked: they inherit it. One alone has everything for itself, without a lock.
 
-    Nothing in it has a name in the file system, and all of it is gone with the last process.
+    ``seen``: somebody may look at them from outside. Nothing in it has a name in the file system, and all of it is gone
+    with the last process.
     """
 
-    def __init__(self, workers: int, max_connections: int) -> None:
+    def __init__(self, workers: int, max_connections: int, *, seen: bool = False) -> None:
         self.workers = workers
+        self._board_memory: mmap.mmap | None = mmap.mmap(-1, BOARD_SIZE * workers) if seen else None
         self._max_connections = max_connections
         self._lock: int | None = None
         self._memory: mmap.mmap | None = None
@@ -66,11 +71,18 @@ class Commons:
             outgoing = SharedRegister(self._memory, self._start, self._max_connections, self.workers, worker)
         places = Places(self._max_connections, self.metrics, worker, self._lock)
         verdicts = Verdicts(self._verdicts_memory, self._verdicts_start, self.workers, worker)
-        return Share(worker, self.workers, self.metrics, self.metrics.row(worker), places, outgoing, verdicts)
+        board = self._board(worker)
+        return Share(worker, self.workers, self.metrics, self.metrics.row(worker), places, outgoing, verdicts, board)
+
+    def _board(self, worker: int) -> Board | None:
+        memory = self._board_memory
+        return None if memory is None else Board(memoryview(memory), self.workers, worker)
 
     def forget(self, worker: int) -> None:
         """Give back what a worker had that has died: its places, and its connections. Its counters stay."""
         self.metrics.forget_now(worker)
+        if (board := self._board(worker)) is not None:
+            board.forget(worker)
         if self._memory is not None:
             start = self._start + worker * self._region_size
             self._memory[start : start + self._region_size] = bytes(self._region_size)

@@ -105,7 +105,7 @@ def _serve(
     """Serve in this process, or in several under this one; return the exit status. Raises StartError."""
     settings = renewal.settings
     workers = settings.workers or automatic_workers(settings.max_connections)
-    commons = Commons(workers, settings.max_connections)
+    commons = Commons(workers, settings.max_connections, seen=settings.admin is not None)
     crew = _Crew(renewal, listeners, commons, notifier, pid_file=pid_file, ready=ready)
     if workers == 1:
         status = crew.work_alone()

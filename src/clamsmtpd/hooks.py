@@ -11,6 +11,7 @@ import subprocess
 from collections import deque
 from collections.abc import Mapping
 
+from clamsmtpd.account import Tag
 from clamsmtpd.log import escape
 from clamsmtpd.values import Envelope
 
@@ -109,11 +110,11 @@ class HookRunner:
     """Runs hooks beside the sessions: no reply waits for one, and what becomes of one changes no mail."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[str, Mapping[str, bytes], str]] = deque()
+        self._waiting: deque[tuple[str, Mapping[str, bytes], Tag]] = deque()
         self._waiting_octets = 0
         self._running: set[asyncio.Task[None]] = set()
 
-    def start(self, command: str, variables: Mapping[str, bytes], tag: str) -> None:
+    def start(self, command: str, variables: Mapping[str, bytes], tag: Tag) -> None:
         """Run ``command`` by ``/bin/sh -c`` with ``variables`` and nothing else in its environment.
 
         Returns at once. ``tag`` stands in front of each log line about it. With ``WAITING_MAX`` octets of others
@@ -161,7 +162,7 @@ def _cost(variables: Mapping[str, bytes]) -> int:
     return _WAITING_COST + sum(map(len, variables.values()))
 
 
-async def _run(command: str, variables: Mapping[str, bytes], tag: str) -> None:
+async def _run(command: str, variables: Mapping[str, bytes], tag: Tag) -> None:
     try:
         _check_room()
         # The pipe is ours, not the event loop's: that one would wait for, and keep open, what a process
@@ -213,7 +214,7 @@ def _check_room() -> None:
             probes.callback(os.close, os.dup(0))
 
 
-async def _log_output(descriptor: int, tag: str) -> None:
+async def _log_output(descriptor: int, tag: Tag) -> None:
     """Log a hook's output, one log line for each of its lines, and close ``descriptor``."""
     stream = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
@@ -234,5 +235,5 @@ async def _log_output(descriptor: int, tag: str) -> None:
         transport.close()
 
 
-def _log_line(line: bytes, tag: str) -> None:
+def _log_line(line: bytes, tag: Tag) -> None:
     _log.debug("%s: hook: %s", tag, escape(line[:_LINE_MAX]))

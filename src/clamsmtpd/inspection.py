@@ -10,12 +10,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from clamsmtpd import hooks
+from clamsmtpd.account import Account, Tag
 from clamsmtpd.clamd.client import EarlyScan
+from clamsmtpd.clamd.course import Course
 from clamsmtpd.config import Settings
 from clamsmtpd.headers import UNTRUSTED, ForgedFields, HeaderTemplate, OwnFields
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.log import describe, escape, message_line
-from clamsmtpd.metrics import CLEAN, INFECTED, OCTETS, OVERSIZE, PASSED, TURNED_AWAY, UNSCANNED, Metrics
+from clamsmtpd.metrics import (
+    CLEAN,
+    INFECTED,
+    OCTETS,
+    OVERSIZE,
+    PASSED,
+    TURNED_AWAY,
+    UNSCANNED,
+    Failure,
+    Metrics,
+    count_failure,
+)
 from clamsmtpd.policy import Policy
 from clamsmtpd.scans import Scans
 from clamsmtpd.spool import Spool
@@ -47,11 +60,11 @@ _log = logging.getLogger("clamsmtpd")
 class Route:
     """The way that a message takes through us, as far as it is known.
 
-    ``tag`` is the connection's id in the log; ``client`` and ``local`` are the two ends of the client's
-    connection, ``server`` is the next hop, each as an address without port.
+    ``tag`` is what the log calls the connection, and the message at hand; ``client`` and ``local`` are the two ends of
+    the client's connection, ``server`` is the next hop, each as an address without port.
     """
 
-    tag: str
+    tag: Tag
     client: str
     local: str
     server: str
@@ -127,17 +140,22 @@ class Inspector:
         stuffed: bool,
         header: int,
         early: EarlyScan | None = None,
+        account: Account | None = None,
     ) -> Decision:
         """Scan a whole message, log its one line, keep and report a virus, and decide.
 
         ``stuffed`` and ``header`` are those of :class:`smtp.events.Inspect`. Whatever goes wrong on this side ends
         in :class:`Defer`: the client keeps its message. So does a message that its client has abandoned meanwhile; its
-        verdict is kept for when it comes again, and nothing else is done.
+        verdict is kept for when it comes again, and nothing else is done. All that is learnt goes into ``account``.
         """
         verdict: Verdict
         decision: Decision
+        account = Account(route.tag) if account is None else account
+        # The route's may be another one when the verdict comes.
+        tag = account.tag
+        account.envelope, account.size = envelope, message.size
         try:
-            verdict = await self._scan(message, early, stuffed=stuffed)
+            verdict = await self._scan(message, early, account.course, stuffed=stuffed)
             template = self._template
             field = template.render(client=route.client, local=route.local, clock=self._clock)
             decision = self._policy.decide(verdict, Deliver(field, on_top=template.on_top))
@@ -145,29 +163,34 @@ class Inspector:
             # No failure of a scanner: what we may have lost some of does not go on, whatever ScanFailure says.
             verdict = Unscanned(f"spool in {self._settings.temp_directory}: {error}")
             decision = Defer()
+            count_failure(self._row, Failure.STORAGE)
+        account.judged = asyncio.get_running_loop().time()
+        account.verdict, account.decision = verdict, decision
         if message.abandoned:
-            _log.info("%s: the verdict came after the client had left: %s", route.tag, _say(verdict))
+            _log.info("%s: the verdict came after the client had left: %s", tag, _say(verdict))
             return Defer()
         unjudged = isinstance(verdict, Unscanned | Oversize)
         passed = unjudged and isinstance(decision, Deliver)
         self._count(verdict, message, passed=passed)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("%s: %s", route.tag, message_line(envelope, verdict, passed=passed))
+            _log.info("%s: %s", tag, message_line(envelope, verdict, passed=passed))
         if isinstance(verdict, Unscanned | Oversize):
             what = "no verdict, delivered unscanned" if passed else "no verdict"
-            _log.warning("%s: %s: %s", route.tag, what, escape(verdict.reason))
+            _log.warning("%s: %s: %s", tag, what, escape(verdict.reason))
         elif isinstance(verdict, Infected):
             try:
-                self._report(verdict.name, message, envelope, route)
+                self._report(verdict.name, message, envelope, route, account)
             except OSError as error:
+                count_failure(self._row, Failure.QUARANTINE)
+                account.decision = Defer()
                 # It was to be kept. Had we dropped it, it would exist nowhere any more.
-                _log.error("%s: cannot quarantine in %s: %s", route.tag, self._settings.temp_directory, error)
+                _log.error("%s: cannot quarantine in %s: %s", tag, self._settings.temp_directory, error)
                 return Defer()
         if header and isinstance(decision, Deliver):
-            return await self._rename_forged(decision, message, header, route)
+            return await self._rename_forged(decision, message, header, tag)
         return decision
 
-    async def _rename_forged(self, delivery: Deliver, message: Spool, header: int, route: Route) -> Decision:
+    async def _rename_forged(self, delivery: Deliver, message: Spool, header: int, tag: Tag) -> Decision:
         """Have the header fields renamed that pretend to be ours; ``header`` is where they may be."""
         forged = ForgedFields(self._own)
         at = 0
@@ -183,15 +206,15 @@ class Inspector:
                 # A header section may be as long as a message: others get their turn.
                 await asyncio.sleep(0)
         except OSError as error:
-            _log.error("%s: cannot read the spool: %s", route.tag, describe(error))
+            _log.error("%s: cannot read the spool: %s", tag, describe(error))
             return Defer()
         offsets = forged.offsets
         if not offsets:
             return delivery
         if len(offsets) > FORGED_MAX:
-            _log.warning("%s: message refused: more than %d fields pretend to be ours", route.tag, FORGED_MAX)
+            _log.warning("%s: message refused: more than %d fields pretend to be ours", tag, FORGED_MAX)
             return Bounce(Ground.FORGERY)
-        _log.debug("%s: renamed %d fields that pretend to be ours", route.tag, len(offsets))
+        _log.debug("%s: renamed %d fields that pretend to be ours", tag, len(offsets))
         return Deliver(delivery.field, delivery.on_top, tuple((offset, UNTRUSTED) for offset in offsets))
 
     def _count(self, verdict: Verdict, message: Spool, *, passed: bool) -> None:
@@ -208,18 +231,18 @@ class Inspector:
             self._row[PASSED] += 1
         self._row[OCTETS] += message.size
 
-    async def _scan(self, message: Spool, early: EarlyScan | None, *, stuffed: bool) -> Verdict:
+    async def _scan(self, message: Spool, early: EarlyScan | None, course: Course, *, stuffed: bool) -> Verdict:
         """Return the verdict. Raises OSError for a fault of our own storage."""
         message.seal(stuffed=stuffed)
-        return await self._scans.scan(message, early)
+        return await self._scans.scan(message, early, course)
 
-    def _report(self, virus: str, message: Spool, envelope: Envelope, route: Route) -> None:
+    def _report(self, virus: str, message: Spool, envelope: Envelope, route: Route, account: Account) -> None:
         """Keep the infected message and run the hook, where the settings say so. Raises OSError."""
         settings = self._settings
         kept: str | None = None
         if settings.quarantine:
-            kept = message.quarantine()
-            _log.info("%s: quarantined virus file as: %s", route.tag, kept)
+            kept = account.kept = message.quarantine()
+            _log.info("%s: quarantined virus file as: %s", account.tag, kept)
         if settings.virus_action:
             environment = hooks.environment(
                 envelope,
@@ -229,4 +252,4 @@ class Inspector:
                 quarantine_file=kept,
                 virus=virus,
             )
-            self._hooks.start(settings.virus_action, environment, route.tag)
+            self._hooks.start(settings.virus_action, environment, account.tag)

@@ -13,7 +13,7 @@ import time
 from clamsmtpd.throttle import Throttle
 from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Verdict
 
-__all__ = ["configure", "describe", "escape", "escape_field", "finish", "message_line"]
+__all__ = ["configure", "describe", "escape", "escape_field", "finish", "message_line", "wants_accounts"]
 
 #: Levels of -d: 0 shows only why the program ends, 4 the whole dialogue (clamsmtpd(8)).
 _LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
@@ -212,6 +212,11 @@ def configure(level: int | None) -> None:
         # Whoever asks for the debug log wants all of it.
         logger.addFilter(Throttle())
     logger.propagate = False
+
+
+def wants_accounts() -> bool:
+    """Tell whether the log is to hold the whole account of each message; the text log of 1.x does not."""
+    return False
 
 
 def finish() -> None:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 
 from clamsmtpd.clamd.client import EarlyScan
+from clamsmtpd.clamd.course import Course
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.metrics import SPARED
 from clamsmtpd.spool import Spool
@@ -71,25 +72,27 @@ class Scans:
         """Tell whether a message that comes now can be judged in time."""
         return self._pool.admits()
 
-    async def scan(self, message: Spool, early: EarlyScan | None = None) -> Verdict:
+    async def scan(self, message: Spool, early: EarlyScan | None = None, course: Course | None = None) -> Verdict:
         """Return the verdict on a whole message; ``early`` is what :meth:`begin` has returned for it.
+
+        What its way was like goes into ``course``.
 
         If the message has been abandoned meanwhile, the verdict is kept for when it comes again. Raises OSError only
         for a fault of the message's own storage.
         """
-        verdict, version = await self._judge(message, early)
+        verdict, version = await self._judge(message, early, Course() if course is None else course)
         if message.abandoned and version and version == self._pool.version and isinstance(verdict, Clean | Infected):
             self._verdicts.keep((message.size, await _digest(message), version), verdict)
         return verdict
 
-    async def _judge(self, message: Spool, early: EarlyScan | None) -> tuple[Verdict, str]:
+    async def _judge(self, message: Spool, early: EarlyScan | None, course: Course) -> tuple[Verdict, str]:
         """Return the verdict, and the signatures that it rests on; none where it need not be kept."""
         began = self._loop.time()
         size = message.size
         if self._verdicts.may_know(size):
             known = await self._recall(message)
             if known is not None:
-                return self._spare(known, early), ""
+                return self._spare(known, early, course), ""
         while (others := self._running.get(size)) is not None:
             same = next((running for running in others if running.message.same_text(message)), None)
             if same is None:
@@ -98,16 +101,17 @@ class Scans:
             same.waiting.append(waiter)
             verdict = await waiter
             if verdict is not None:
-                return self._spare(verdict, early), same.version
-        return await self._scan(message, early, began)
+                return self._spare(verdict, early, course), same.version
+        return await self._scan(message, early, began, course)
 
-    def _spare(self, verdict: Verdict, early: EarlyScan | None) -> Verdict:
+    def _spare(self, verdict: Verdict, early: EarlyScan | None, course: Course) -> Verdict:
         self._row[SPARED] += 1
+        course.spared = True
         if early is not None:
             early.cancel()
         return verdict
 
-    async def _scan(self, message: Spool, early: EarlyScan | None, began: float) -> tuple[Verdict, str]:
+    async def _scan(self, message: Spool, early: EarlyScan | None, began: float, course: Course) -> tuple[Verdict, str]:
         running = _Running(message, self._loop.time(), self._pool.version)
         size = message.size
         self._running.setdefault(size, []).append(running)
@@ -116,7 +120,7 @@ class Scans:
         verdict: Verdict | None = None
         try:
             # Its client does not wait longer because we have waited for another scan.
-            verdict = await self._pool.scan(message, early, since=began)
+            verdict = await self._pool.scan(message, early, since=began, course=course)
         finally:
             running.over = True
             same_size = self._running[size]

@@ -9,12 +9,14 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.commons import Commons, Share
 from clamsmtpd.config import Settings
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector
+from clamsmtpd.ledger import Ledger
 from clamsmtpd.listeners import Listener
 from clamsmtpd.log import describe
 from clamsmtpd.metrics import CONNECTIONS, REFUSED
@@ -122,6 +124,7 @@ class Server:
         self._listeners = list(listeners)
         share = Commons(1, settings.max_connections).share(0) if share is None else share
         self._share = share
+        self._ledger = Ledger(share.row, share.board)
         self._watched = watched
         self._places = share.places
         # A turn in which one worker takes all who wait gives it all those connections for as long as they last.
@@ -150,6 +153,8 @@ class Server:
             certificate=certificate,
             out_context=client_context(settings.out_tls),
             outgoing=self._share.outgoing,
+            ledger=self._ledger,
+            row=self._share.row,
         )
         return setup
 
@@ -180,6 +185,14 @@ class Server:
                 closing = asyncio.get_running_loop().create_task(setup.scanners.close())
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
+
+    def bulletin(self) -> dict[str, Any]:
+        """Tell where this worker is now, for JSON: its process, its sessions by whom they wait for, its scanners."""
+        phases: dict[str, int] = {}
+        for session in self._sessions:
+            name = session.relay.awaits.name.lower()
+            phases[name] = phases.get(name, 0) + 1
+        return {"pid": os.getpid(), "sessions": phases, "scanners": self._setup.scanners.pool.describe()}
 
     async def usable(self) -> None:
         """Return when a scanner can be used: one of the settings in force now."""

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import chain
 from typing import ClassVar, TypeVarTuple, Unpack
 
+from clamsmtpd.account import Account, Tag
 from clamsmtpd.circles import Ends, Register
 from clamsmtpd.clamd.client import EarlyScan
 from clamsmtpd.config import Settings
@@ -23,13 +24,16 @@ from clamsmtpd.connection import Connection
 from clamsmtpd.deadlines import LINGER_LIMIT, Deadline, Progress
 from clamsmtpd.dialling import dial, dial_by_name
 from clamsmtpd.inspection import Inspector, Route
+from clamsmtpd.ledger import Ledger
 from clamsmtpd.log import describe, escape
+from clamsmtpd.metrics import Failure, Metrics, count_failure
 from clamsmtpd.orphans import Orphans
 from clamsmtpd.peers import LOCAL_CLIENT, UNKNOWN_CLIENT, end_point, host_of, identify, original_destination
 from clamsmtpd.poller import Poller
 from clamsmtpd.proxyprotocol import Proxied, ProxyError, ProxyHeader
 from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.events import (
+    Answered,
     Awaits,
     BeginMessage,
     CloseClient,
@@ -71,7 +75,8 @@ class Host:
 
     ``certificate`` is for clients that want TLS, ``out_context`` for TLS with the next hop; None for no TLS.
     ``outgoing`` holds both ends, ours first, of every connection to a next hop: a connection that comes
-    in with the same ends is our own. ``ended`` is called once when a session is over.
+    in with the same ends is our own. ``ended`` is called once when a session is over. Failures are counted in ``row``,
+    one of :class:`~clamsmtpd.metrics.Metrics`.
     """
 
     settings: Settings
@@ -82,6 +87,8 @@ class Host:
     certificate: Certificate | None = None
     out_context: ssl.SSLContext | None = None
     outgoing: Register = field(default_factory=set[Ends])
+    ledger: Ledger = field(default_factory=Ledger)
+    row: memoryview = field(default_factory=lambda: Metrics().row(0))
 
 
 class _ClientProtocol(asyncio.Protocol):
@@ -131,9 +138,10 @@ class _ServerProtocol(asyncio.Protocol):
 
 
 class Session:
-    """The life of one client connection. ``tag`` is its id in the log."""
+    """The life of one client connection. ``connection`` is its id in the log."""
 
     __slots__ = (
+        "_account",
         "_client",
         "_client_full",
         "_client_handshake",
@@ -148,6 +156,7 @@ class Session:
         "_keep_alive",
         "_listen",
         "_loop",
+        "_messages",
         "_over",
         "_proxy",
         "_reading",
@@ -166,9 +175,13 @@ class Session:
         "tag",
     )
 
-    def __init__(self, host: Host, tag: str, sock: socket.socket, listen: Listen) -> None:
+    def __init__(self, host: Host, connection: str, sock: socket.socket, listen: Listen) -> None:
         """Take the addresses of ``sock``, accepted on ``listen``. Raises OSError when the client has left already."""
-        self.tag = tag
+        #: What the log calls it, and the message at hand.
+        self.tag = tag = Tag(connection)
+        self._messages = 0
+        # That of the message at hand, until the client has its reply.
+        self._account: Account | None = None
         self._host = host
         self._loop = host.poller.loop
         client, local = end_point(sock.getpeername()), end_point(sock.getsockname())
@@ -410,6 +423,7 @@ class Session:
         self._server_made(address, sock, end)
 
     def _could_not_connect(self, address: Address, error: Exception) -> None:
+        count_failure(self._host.row, Failure.NEXT_HOP_UNREACHABLE)
         self.run(self.relay.server_lost, f"cannot connect to {address}: {describe(error)}")
 
     def _next_hop(self) -> Address | None:
@@ -473,6 +487,8 @@ class Session:
         if error is not None and not self._server_heard and address is not None:
             self._could_not_connect(address, error)
         else:
+            if self.relay.awaits is not Awaits.NOTHING:
+                count_failure(self._host.row, Failure.NEXT_HOP_LOST)
             why = describe(error) if error else "closed by the other side"
             self.run(self.relay.server_lost, f"connection lost: {why}")
         self._finish()
@@ -573,6 +589,7 @@ class Session:
                 self._set_reading()
         except Exception as error:  # noqa: BLE001 - whatever it is, one message must not take the others along
             # A fault of ours. Cutting both connections is the one end that delivers and loses nothing.
+            count_failure(self._host.row, Failure.INTERNAL)
             _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
             _log.debug("%s: traceback", self.tag, exc_info=error)
             self._discard()
@@ -586,10 +603,35 @@ class Session:
 
     def _begin(self, effect: BeginMessage) -> None:
         settings = self._host.settings
+        self._open_account()
         name = f"clamsmtpd-{self.tag}"
         self._spool = Spool(settings.temp_directory, name, keep=settings.debug_files, raw=effect.raw)
         self._host.inspector.expect(self.relay.size_limit)
         self._early = self._host.inspector.begin(self._spool)
+
+    def _open_account(self) -> None:
+        self._give_account_up()
+        self._messages += 1
+        self.tag = self._route.tag = self.tag.of_message(self._messages)
+        account = Account(self.tag, self._route.client, self._route.server)
+        self._account = self._host.ledger.open(account, self._loop.time())
+
+    def _give_account_up(self) -> None:
+        """Close the account of a message about which the client was told nothing."""
+        if self._account is not None:
+            self._close_account(b"")
+
+    def _close_account(self, reply: bytes, taken: int | None = None) -> None:
+        account = self._account
+        if account is None:
+            return
+        self._account = None
+        account.end(self._loop.time(), reply, taken=taken)
+        self._host.ledger.close(account)
+
+    def _answered(self, effect: Answered) -> None:
+        self._close_account(effect.reply, effect.taken)
+        self.tag = self._route.tag = Tag(self.tag.connection)
 
     def _store(self, effect: Store) -> bool:
         """Store some of the text; tell whether that failed."""
@@ -599,6 +641,7 @@ class Session:
             self._spool.append(effect.text)
         except OSError as error:
             directory = self._host.settings.temp_directory
+            count_failure(self._host.row, Failure.STORAGE)
             _log.error("%s: cannot store the message in %s: %s", self.tag, directory, describe(error))
             # Half a message is stored no further, and judged by nobody.
             self._discard()
@@ -607,12 +650,15 @@ class Session:
 
     def _inspect(self, effect: Inspect) -> None:
         if self._spool is not None:
+            account = self._account
+            if account is not None:
+                account.whole = self._loop.time()
             # With a name, or a number would be written out for each.
             self._inspecting = asyncio.Task(
-                self._judge(self._spool, effect, self._early), loop=self._loop, name=self.tag
+                self._judge(self._spool, effect, self._early, account), loop=self._loop, name=self.tag.connection
             )
 
-    async def _judge(self, spool: Spool, effect: Inspect, early: EarlyScan | None) -> None:
+    async def _judge(self, spool: Spool, effect: Inspect, early: EarlyScan | None, account: Account | None) -> None:
         decision: Decision
         try:
             decision = await self._host.inspector.inspect(
@@ -622,8 +668,10 @@ class Session:
                 stuffed=effect.stuffed,
                 header=effect.header,
                 early=early,
+                account=account,
             )
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become a delivery
+            count_failure(self._host.row, Failure.INTERNAL)
             _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
             _log.debug("%s: traceback", self.tag, exc_info=error)
             decision = Defer()
@@ -652,11 +700,14 @@ class Session:
             return
         if done:
             self._transmission = None
+            if self._account is not None:
+                self._account.sent = self._loop.time()
             self.run(self.relay.transmitted)
 
     def _cannot_read(self, error: OSError) -> None:
         """Give a message up of which the next hop may have a part: without its final dot, it throws that away."""
         self._transmission = None
+        count_failure(self._host.row, Failure.STORAGE)
         if self._server is not None:
             self._server.abort()
         self.run(self.relay.server_lost, f"cannot read the spool: {describe(error)}")
@@ -747,6 +798,7 @@ class Session:
                 self._keep_alive.cancel()
                 self._keep_alive = None
             self._discard()
+            self._give_account_up()
             self._host.ended(self)
 
     # ---- time ---------------------------------------------------------------------------------
@@ -780,6 +832,7 @@ class Session:
         elif self.relay.awaits is Awaits.NOTHING:
             self.abort()
         else:
+            count_failure(self._host.row, Failure.TIME_OUT)
             self.run(self.relay.timed_out)
 
     def _schedule_keep_alive(self, interval: int) -> None:
@@ -805,6 +858,7 @@ class Session:
         BeginMessage: _begin,
         Store: _store,
         Inspect: _inspect,
+        Answered: _answered,
         Transmit: _transmit,
         Discard: _discard,
         SecureClient: _secure_client,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ _log = logging.getLogger("clamsmtpd")
 #: Seconds between two signs of life to the supervisor.
 BEAT_INTERVAL = 5.0
 
+#: Seconds between two words of where a worker is, for those who look at the daemon from outside.
+BULLETIN_INTERVAL = 1.0
+
 
 class Service:
     """A server at work, and all that it can be asked to do. The event loop runs."""
@@ -35,11 +39,18 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self._renewal = renewal
         self._row = share.row
+        self._board = share.board
         self._server = Server(renewal.settings, listeners, renewal.certificate, share)
         self._stop = asyncio.Event()
         self._serving = asyncio.ensure_future(self._server.serve(self._stop))
         self._readiness: asyncio.Task[None] | None = None
         self._on_readiness: Callable[[], None] | None = None
+        if share.board is not None:
+            self.repeat(BULLETIN_INTERVAL, self._post)
+
+    def _post(self) -> None:
+        if self._board is not None:
+            self._board.post(json.dumps(self._server.bulletin()).encode())
 
     async def ended(self) -> int:
         """Wait for its end; return the exit status."""

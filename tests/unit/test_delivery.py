@@ -14,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from clamsmtpd.account import Tag
 from clamsmtpd.clamd.client import EarlyScan
+from clamsmtpd.clamd.course import Course
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import load
 from clamsmtpd.hooks import HookRunner
@@ -37,7 +39,7 @@ LARGE = b"p" * MEMORY_MAX + b"\r\n"
 class NothingFound:
     """A scanner for which all is clean."""
 
-    async def scan(self, _message: Spool, _early: EarlyScan | None = None) -> Verdict:
+    async def scan(self, _message: Spool, _early: EarlyScan | None = None, _course: Course | None = None) -> Verdict:
         return Clean()
 
 
@@ -63,7 +65,7 @@ def delivered(folder: Path, message: bytes, *, hop: bytes = PLAIN, header: str =
                 spool.append(effect.text)
         (inspect,) = [effect for effect in effects if isinstance(effect, Inspect)]
         story = inspector(folder, header).inspect(
-            spool, inspect.envelope, Route("1", "c", "l", "s"), stuffed=inspect.stuffed, header=inspect.header
+            spool, inspect.envelope, Route(Tag("1"), "c", "l", "s"), stuffed=inspect.stuffed, header=inspect.header
         )
         after: list[Effect] = relay.decide(asyncio.run(story))
         if hop == PLAIN:

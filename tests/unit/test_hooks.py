@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clamsmtpd import hooks
+from clamsmtpd.account import Tag
 from clamsmtpd.hooks import HookRunner, environment
 from clamsmtpd.values import Envelope
 
@@ -152,7 +153,7 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Ite
         async def main() -> None:
             runner = HookRunner()
             # What the event loop opens for its first process, it keeps.
-            runner.start("exit", {}, "FIRST")
+            runner.start("exit", {}, Tag("FIRST"))
             await runner.drain(5)
             caplog.clear()
             before = len(os.listdir("/proc/self/fd"))
@@ -172,7 +173,7 @@ def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Ite
 
 def test_it_has_the_variables_given_and_no_others(run: Run, tmp_path: Path) -> None:
     async def story(runner: HookRunner) -> None:
-        runner.start(f"env > {tmp_path}/env", {"PATH": hooks.PATH, "SENDER": b"$(id) `id`; id\xff"}, "10000F")
+        runner.start(f"env > {tmp_path}/env", {"PATH": hooks.PATH, "SENDER": b"$(id) `id`; id\xff"}, Tag("10000F"))
         await runner.drain(5)
 
     run(story)
@@ -187,7 +188,7 @@ def test_it_has_the_variables_given_and_no_others(run: Run, tmp_path: Path) -> N
 def test_a_message_to_thousands_has_its_hook_too(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def story(runner: HookRunner) -> None:
         told = variables(Envelope(b"a@b", (b"x" * 250,) * 5000))
-        runner.start('echo "$VIRUS"', told, "10000F")
+        runner.start('echo "$VIRUS"', told, Tag("10000F"))
         await runner.drain(5)
 
     run(story)
@@ -197,7 +198,7 @@ def test_a_message_to_thousands_has_its_hook_too(run: Run, caplog: pytest.LogCap
 def test_a_sender_of_a_hundred_thousand_octets_has_its_hook_too(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def story(runner: HookRunner) -> None:
         told = variables(Envelope(b"\xff" * 100_000, (b"y" * 300_000,), b"z" * 300_000, b"\x9b" * 300_000))
-        runner.start('echo "$VIRUS" ${#RECIPIENTS}', told, "10000F")
+        runner.start('echo "$VIRUS" ${#RECIPIENTS}', told, Tag("10000F"))
         await runner.drain(5)
 
     run(story)
@@ -208,7 +209,7 @@ def test_nothing_of_a_value_is_a_command(run: Run, caplog: pytest.LogCaptureFixt
     async def story(runner: HookRunner) -> None:
         for value in (b"() { :;}; echo pwned", b"$(echo pwned)", b"`echo pwned`", b"';echo pwned;'", b"-e pwned"):
             told = variables(Envelope(value, (value,), value, value))
-            runner.start('printf "%s|" "$SENDER" "$RECIPIENTS" "$REMOTE" "$REMOTE_HELO"', told, "T")
+            runner.start('printf "%s|" "$SENDER" "$RECIPIENTS" "$REMOTE" "$REMOTE_HELO"', told, Tag("T"))
             await runner.drain(5)
 
     run(story)
@@ -227,13 +228,13 @@ def test_those_that_wait_are_bounded_and_the_memory_is_given_back(
     async def story(runner: HookRunner) -> None:
         caplog.set_level(logging.INFO, "clamsmtpd")
         for _ in range(hooks.AT_ONCE):
-            runner.start("sleep 0.3", {}, "T")
+            runner.start("sleep 0.3", {}, Tag("T"))
         told = variables(Envelope(b"a@b", (b"x" * 250,) * 200))
         for number in range(20):
-            runner.start(f"echo {number} >> {tmp_path}/ran", told, f"T{number}")
+            runner.start(f"echo {number} >> {tmp_path}/ran", told, Tag(f"T{number}"))
         await runner.drain(10)
         assert runner._waiting_octets == 0
-        runner.start(f"echo last >> {tmp_path}/ran", told, "T")
+        runner.start(f"echo last >> {tmp_path}/ran", told, Tag("T"))
         await runner.drain(10)
 
     run(story)
@@ -244,7 +245,7 @@ def test_those_that_wait_are_bounded_and_the_memory_is_given_back(
 def test_output_and_status_are_logged(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def story(runner: HookRunner) -> None:
         command = r"echo one; printf 'two\033[1m\n' >&2; printf th; sleep 0.1; printf 'ree\n\nfour'; exit 3"
-        runner.start(command, {"PATH": hooks.PATH}, "10000F")
+        runner.start(command, {"PATH": hooks.PATH}, Tag("10000F"))
         await runner.drain(5)
 
     run(story)
@@ -261,7 +262,7 @@ def test_output_and_status_are_logged(run: Run, caplog: pytest.LogCaptureFixture
 
 def test_very_long_output_is_cut(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def story(runner: HookRunner) -> None:
-        runner.start("head -c 300000 /dev/zero | tr '\\0' x; echo; echo end", {"PATH": hooks.PATH}, "T")
+        runner.start("head -c 300000 /dev/zero | tr '\\0' x; echo; echo end", {"PATH": hooks.PATH}, Tag("T"))
         await runner.drain(5)
 
     run(story)
@@ -271,8 +272,8 @@ def test_very_long_output_is_cut(run: Run, caplog: pytest.LogCaptureFixture) -> 
 def test_output_that_no_log_shows_is_not_read(run: Run, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     async def story(runner: HookRunner) -> None:
         caplog.set_level(logging.INFO, "clamsmtpd")
-        runner.start(f"readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2 > {tmp_path}/fds", {}, "T")
-        runner.start("echo out", {}, "T")
+        runner.start(f"readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2 > {tmp_path}/fds", {}, Tag("T"))
+        runner.start("echo out", {}, Tag("T"))
         await runner.drain(5)
 
     run(story)
@@ -284,7 +285,7 @@ def test_standard_input_is_empty_and_no_other_descriptor_is_open(run: Run, tmp_p
     async def story(runner: HookRunner) -> None:
         other = os.open(os.devnull, os.O_RDONLY)
         os.set_inheritable(other, True)
-        runner.start(f"cat; ls /proc/$$/fd > {tmp_path}/fds; ps -o sid= $$ > {tmp_path}/sid", {}, "T")
+        runner.start(f"cat; ls /proc/$$/fd > {tmp_path}/fds; ps -o sid= $$ > {tmp_path}/sid", {}, Tag("T"))
         await runner.drain(5)
         os.close(other)
 
@@ -298,7 +299,7 @@ def test_standard_input_is_empty_and_no_other_descriptor_is_open(run: Run, tmp_p
 def test_a_process_left_behind_does_not_hold_the_slot(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def story(runner: HookRunner) -> None:
         started = time.monotonic()
-        runner.start("sleep 6 & echo gone", {"PATH": hooks.PATH}, "T")
+        runner.start("sleep 6 & echo gone", {"PATH": hooks.PATH}, Tag("T"))
         await runner.drain(5)
         assert time.monotonic() - started < 4
 
@@ -309,7 +310,7 @@ def test_a_process_left_behind_does_not_hold_the_slot(run: Run, caplog: pytest.L
 def test_no_more_than_sixteen_run_at_once_and_the_others_wait_in_order(run: Run, tmp_path: Path) -> None:
     async def story(runner: HookRunner) -> None:
         for number in range(40):
-            runner.start(f"echo {number:02} >> {tmp_path}/started; sleep 0.2; rm {tmp_path}/x{number}", {}, "T")
+            runner.start(f"echo {number:02} >> {tmp_path}/started; sleep 0.2; rm {tmp_path}/x{number}", {}, Tag("T"))
             (tmp_path / f"x{number}").touch()
         await asyncio.sleep(0.1)
         assert len((tmp_path / "started").read_text().split()) <= hooks.AT_ONCE
@@ -324,10 +325,10 @@ def test_no_more_than_sixteen_run_at_once_and_the_others_wait_in_order(run: Run,
 
 def test_one_that_cannot_be_started_is_one_line(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def story(runner: HookRunner) -> None:
-        runner.start("exit", {"HUGE": b"x" * 200_000}, "10000F")
+        runner.start("exit", {"HUGE": b"x" * 200_000}, Tag("10000F"))
         await runner.drain(5)
         caplog.set_level(logging.INFO, "clamsmtpd")
-        runner.start("exit", {"HUGE": b"x" * 200_000}, "100010")
+        runner.start("exit", {"HUGE": b"x" * 200_000}, Tag("100010"))
         await runner.drain(5)
 
     run(story)
@@ -351,12 +352,12 @@ def test_one_for_which_there_are_no_descriptors_leaves_none_open(
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, before[1]))
         try:
             for _ in range(5):
-                runner.start("exit", {}, "10000F")
+                runner.start("exit", {}, Tag("10000F"))
                 await runner.drain(5)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         caplog.set_level(logging.DEBUG, "clamsmtpd")
-        runner.start("echo again", {"PATH": hooks.PATH}, "T")
+        runner.start("echo again", {"PATH": hooks.PATH}, Tag("T"))
         await runner.drain(5)
 
     run(story)
@@ -368,7 +369,7 @@ def test_one_for_which_there_are_no_descriptors_leaves_none_open(
 
 def test_one_that_was_killed_is_told_by_its_signal(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def story(runner: HookRunner) -> None:
-        runner.start("kill -TERM $$", {}, "T")
+        runner.start("kill -TERM $$", {}, Tag("T"))
         await runner.drain(5)
 
     run(story)
@@ -380,7 +381,7 @@ def test_a_drain_ends_in_time(run: Run, caplog: pytest.LogCaptureFixture, tmp_pa
     async def story(runner: HookRunner) -> None:
         caplog.set_level(level, "clamsmtpd")
         for _ in range(hooks.AT_ONCE + 2):
-            runner.start(f"sleep 1; touch {tmp_path}/ended", {"PATH": hooks.PATH}, "T")
+            runner.start(f"sleep 1; touch {tmp_path}/ended", {"PATH": hooks.PATH}, Tag("T"))
         await asyncio.sleep(0.3)
         started = time.monotonic()
         await runner.drain(0.1)
@@ -394,12 +395,13 @@ def test_a_drain_ends_in_time(run: Run, caplog: pytest.LogCaptureFixture, tmp_pa
 
 LEAVES_SOME = """
 import asyncio, logging, sys, uvloop
+from clamsmtpd.account import Tag
 from clamsmtpd.hooks import AT_ONCE, HookRunner
 logging.basicConfig(level=sys.argv[2], format="%(levelname)s %(message)s")
 async def main():
     runner = HookRunner()
     for number in range(AT_ONCE + 1):
-        runner.start(f"sleep 1; echo >> {sys.argv[3]}", {}, "T")
+        runner.start(f"sleep 1; echo >> {sys.argv[3]}", {}, Tag("T"))
     await runner.drain(0.3)
 loop = uvloop.new_event_loop if sys.argv[1] == "uvloop" else asyncio.new_event_loop
 asyncio.Runner(loop_factory=loop).run(main())

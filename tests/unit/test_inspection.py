@@ -11,7 +11,9 @@ from typing import cast
 
 import pytest
 
+from clamsmtpd.account import Tag
 from clamsmtpd.clamd.client import EarlyScan
+from clamsmtpd.clamd.course import Course
 from clamsmtpd.config import Settings, load
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import FORGED_MAX, Inspector, Route
@@ -34,7 +36,7 @@ from clamsmtpd.values import (
 )
 
 NOON = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
-ROUTE = Route("10002A", "192.0.2.1", "198.51.100.2", "203.0.113.3")
+ROUTE = Route(Tag("10002A"), "192.0.2.1", "198.51.100.2", "203.0.113.3")
 ENVELOPE = Envelope(b"a@example.org", (b"b@example.org",))
 
 
@@ -45,7 +47,7 @@ class Oracle:
         self.verdict = verdict
         self.seen = b""
 
-    async def scan(self, message: Spool, _early: EarlyScan | None = None) -> Verdict:
+    async def scan(self, message: Spool, _early: EarlyScan | None = None, _course: Course | None = None) -> Verdict:
         self.seen = b"".join(message.pieces())
         if isinstance(self.verdict, OSError):
             raise self.verdict
@@ -107,7 +109,7 @@ def test_an_infected_message(tmp_path: Path, action: str, expected: Decision) ->
     decision, _, hooks = inspect(tmp_path, Infected("Worm"), f"Action: {action}", "VirusAction: run")
     assert decision == expected
     ((command, variables, tag),) = hooks.started
-    assert (command, tag) == ("run", "10002A")
+    assert (command, str(tag)) == ("run", "10002A")
     assert variables["VIRUS"] == b"Worm"
     assert variables["SERVER"] == b"203.0.113.3"
     assert "EMAIL" not in variables

@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 
 from clamsmtpd import scans as module
+from clamsmtpd.clamd.course import Course
 from clamsmtpd.clamd.early import EarlyScan
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.metrics import SPARED, Metrics
@@ -34,7 +35,7 @@ class Scanner:
         self.free = asyncio.Event()
         self.version = "ClamAV 1.4.3/27000"
 
-    async def scan(self, _message: Spool, _early: EarlyScan | None = None, *, since: float) -> Verdict:
+    async def scan(self, _message: Spool, _early: EarlyScan | None = None, *, since: float, course: Course) -> Verdict:
         self.asked += 1
         self.waited = asyncio.get_running_loop().time() - since
         verdict = self.verdicts.pop(0)

@@ -6,14 +6,16 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from clamsmtpd.clamd.allowance import scan_limit
 from clamsmtpd.clamd.client import EarlyScan, Scannable, Scanner
+from clamsmtpd.clamd.course import Course
 from clamsmtpd.clamd.limit import SMALL, Limit
 from clamsmtpd.clamd.load import Load
 from clamsmtpd.clamd.outcome import Failed, Fault
 from clamsmtpd.clamd.watch import Watch
-from clamsmtpd.metrics import SCANNERS
+from clamsmtpd.metrics import SCANNER_FAULTS, SCANNERS
 from clamsmtpd.values import Address, Infected, Oversize, Unscanned, Verdict
 
 __all__ = ["Pool", "scan_limit"]
@@ -43,7 +45,7 @@ _EXPECTED_MAX = 64
 class _Member:
     """One scanner, with what is known of it."""
 
-    __slots__ = ("limit", "outstanding", "scanner", "watch")
+    __slots__ = ("limit", "outstanding", "scanner", "scans", "seconds", "watch")
 
     def __init__(self, scanner: Scanner, watch: Watch | None = None) -> None:
         self.scanner = scanner
@@ -54,6 +56,9 @@ class _Member:
             self.limit = Limit()
             self.limit.assume_none()
         self.outstanding = 0
+        #: Verdicts that it has given, and the seconds that they took together.
+        self.scans = 0
+        self.seconds = 0.0
 
     @property
     def usable(self) -> bool:
@@ -63,14 +68,29 @@ class _Member:
     def name(self) -> str:
         return f"clamd at {self.scanner.address}"
 
+    def describe(self) -> dict[str, Any]:
+        watch = self.watch
+        blind = self.limit.blind
+        return {
+            "address": str(self.scanner.address),
+            "usable": self.usable,
+            "fault": watch.fault if watch is not None and not self.usable else "",
+            "version": watch.version if watch is not None else "",
+            "outstanding": self.outstanding,
+            "scans": self.scans,
+            "seconds": round(self.seconds, 6),
+            "limit": int(blind) if blind != math.inf else None,
+        }
+
 
 class _Case:
     """One message, and what came of giving it to scanners."""
 
-    __slots__ = ("deadline", "faults", "losses", "pauses", "size", "strange", "tries")
+    __slots__ = ("course", "deadline", "faults", "losses", "pauses", "size", "strange", "tries")
 
-    def __init__(self, size: int, deadline: float) -> None:
+    def __init__(self, size: int, deadline: float, course: Course) -> None:
         self.size = size
+        self.course = course
         self.deadline = deadline
         self.tries: dict[_Member, int] = {}
         # The last one of each scanner.
@@ -240,6 +260,10 @@ class Pool:
             self._change = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._change)
 
+    def describe(self) -> list[dict[str, Any]]:
+        """Tell of each scanner what is known of it, for JSON: seconds and octets are numbers."""
+        return [member.describe() for member in self._members]
+
     # ---- scans --------------------------------------------------------------------------------
 
     def begin(self, message: Scannable) -> EarlyScan | None:
@@ -247,8 +271,15 @@ class Pool:
         member = self._choose(0, {})
         return member.scanner.begin(message) if member is not None else None
 
-    async def scan(self, message: Scannable, early: EarlyScan | None = None, *, since: float | None = None) -> Verdict:
-        """Return the verdict on a whole message.
+    async def scan(
+        self,
+        message: Scannable,
+        early: EarlyScan | None = None,
+        *,
+        since: float | None = None,
+        course: Course | None = None,
+    ) -> Verdict:
+        """Return the verdict on a whole message; what its way was like goes into ``course``.
 
         ``early`` is what :meth:`begin` has returned for it. Its time counts from ``since``, by the clock of the loop,
         or else from now. Raises OSError only for a fault of the message's own storage.
@@ -256,7 +287,8 @@ class Pool:
         now = asyncio.get_running_loop().time
         began = now()
         size = message.size
-        case = _Case(size, (began if since is None else since) + scan_limit(size, self._time_out))
+        deadline = (began if since is None else since) + scan_limit(size, self._time_out)
+        case = _Case(size, deadline, Course() if course is None else course)
         load = self._load
         load.begin(began)
         try:
@@ -284,6 +316,12 @@ class Pool:
             # That takes its time, after which another may have less to do.
             await self._sees(member, case)
             return None
+        now = asyncio.get_running_loop().time
+        began = now()
+        course = case.course
+        course.scanner = str(member.scanner.address)
+        course.given = began
+        course.tries += 1
         member.outstanding += 1
         epoch = limit.epoch
         try:
@@ -295,6 +333,8 @@ class Pool:
             outcome = Failed(outcome.reason, Fault.STRANGE)
         if isinstance(outcome, Failed):
             return await self._fail(case, member, outcome)
+        member.scans += 1
+        member.seconds += now() - began
         if member.watch is None:
             return Oversize(f"{member.name}: {outcome.reason}") if isinstance(outcome, Oversize) else outcome
         member.watch.ended += 1
@@ -371,6 +411,8 @@ class Pool:
     async def _fail(self, case: _Case, member: _Member, failed: Failed) -> Verdict | None:
         """Take up that a scanner gave no verdict; return what is to be said if no other is tried."""
         case.note(member, failed)
+        if self._row is not None:
+            self._row[SCANNER_FAULTS[failed.fault.value]] += 1
         now = asyncio.get_running_loop().time()
         if member.watch is None:
             case.tries[member] = TRIES

@@ -13,6 +13,7 @@ from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.values import Envelope, Insertion, record
 
 __all__ = [
+    "Answered",
     "Awaits",
     "BeginMessage",
     "CloseClient",
@@ -95,6 +96,18 @@ class Inspect:
 
 
 @record
+class Answered:
+    """The client has its reply about the whole message, or, in LMTP, the last of them: ``reply``.
+
+    ``taken``: for how many recipients the next hop has taken it; None if the reply is ours, and no word of the next
+    hop's about the message.
+    """
+
+    reply: bytes
+    taken: int | None = None
+
+
+@record
 class Transmit:
     """Send ``before``, the spooled text with ``insertions`` in their order, and ``after``.
 
@@ -170,6 +183,7 @@ Effect = (
     | Store
     | Discard
     | Inspect
+    | Answered
     | Transmit
     | SecureClient
     | SecureServer

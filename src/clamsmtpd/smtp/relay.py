@@ -23,6 +23,7 @@ from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.body import Stuffing
 from clamsmtpd.smtp.capabilities import Offers, filter_ehlo
 from clamsmtpd.smtp.events import (
+    Answered,
     Awaits,
     BeginMessage,
     CloseClient,
@@ -213,6 +214,7 @@ class Relay:
         "_sender",
         "_server_gone",
         "_stored",
+        "_taken",
         "_terms",
         "_transaction",
         "_unanswered",
@@ -266,6 +268,8 @@ class Relay:
         self._stored = False
         self._decision: Decision | None = None
         self._unanswered = 0
+        # Recipients for whom the next hop has taken the message at hand.
+        self._taken = 0
         self._chunk_length = 0
         self._chunk_left = 0
         self._chunk_last = False
@@ -838,6 +842,7 @@ class Relay:
         self._phase = _VERDICT
         # RFC 2033 section 4.2: LMTP answers for each recipient, and for BDAT LAST as for the final dot.
         self._unanswered = max(len(self._recipients), 1) if self._terms.lmtp_client else 1
+        self._taken = 0
         if message.deceptive and not message.failure:
             self._effects.append(Note("message refused: a dot stands between line ends that are not CRLF"))
             message.failure = replies.DECEPTIVE_END
@@ -889,14 +894,15 @@ class Relay:
         else:
             self._effects.append(Transmit(insertions))
 
-    def _answer(self, reply: bytes) -> None:
-        """Say the reply to the whole message, to as many recipients as have none yet."""
+    def _answer(self, reply: bytes, *, taken: int | None = None) -> None:
+        """Say the reply to the whole message, to as many recipients as have none yet; ``taken`` as in Answered."""
         self._say(reply * self._unanswered)
         self._unanswered = 0
+        self._effects.append(Answered(reply, taken))
 
-    def _finish_message(self, reply: bytes) -> None:
+    def _finish_message(self, reply: bytes, *, taken: int | None = None) -> None:
         """Give the client its reply about a message of which the next hop took no text."""
-        self._answer(reply)
+        self._answer(reply, taken=taken)
         self._end_transaction()
         if self._server_gone:
             self._close(replies.NEXT_HOP_LOST)
@@ -916,7 +922,7 @@ class Relay:
             self._transmit(message, decision)
         elif reply.negative:
             self._effects.append(Note(f"next hop refused DATA: {_show(reply)}"))
-            self._finish_message(reply.encode())
+            self._finish_message(reply.encode(), taken=0)
         else:
             # RFC 5321 section 4.3.2: only 354 asks for the text.
             self._break_off(f"answered DATA with {_show(reply)}")
@@ -934,8 +940,9 @@ class Relay:
             # There is one more of them for each recipient, and so there is for the client.
             self._say(reply.encode())
             self._unanswered -= 1
+            self._taken += reply.positive
             return
-        self._answer(reply.encode())
+        self._answer(reply.encode(), taken=self._taken + reply.positive)
         if early or self._client_gone:
             # Refused while the text was still going out: whatever we send next could be read as text.
             self._close(None if self._client_gone or self._said_421 else replies.NEXT_HOP_LOST)
@@ -1175,7 +1182,7 @@ class Relay:
             self._carry_out()
         else:
             if self._phase in (_TRANSMISSION, _FINAL_REPLY):
-                self._answer(replies.NEXT_HOP_LOST_MESSAGE)
+                self._answer(replies.NEXT_HOP_LOST_MESSAGE, taken=self._taken or None)
             self._close(reply)
 
     def _close(self, reply: bytes | None = None, *, linger: bool = True) -> None:

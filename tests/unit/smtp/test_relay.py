@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from clamsmtpd.smtp.events import Awaits, Inspect, Note, ToClient
+from clamsmtpd.smtp.events import Answered, Awaits, Inspect, Note, ToClient, ToServer
 from clamsmtpd.smtp.identity import Identity
 from clamsmtpd.smtp.relay import ERRORS_MAX, INPUT_MAX, Relay, Terms
-from clamsmtpd.values import Deliver, Envelope
+from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Envelope
 from tests.support.transcript import GREETING, MESSAGE, play
 
 ANNOUNCE = Terms(announce=True)
@@ -801,10 +801,8 @@ def test_a_full_disk_is_451_and_the_rest_of_the_message_is_no_command() -> None:
     assert relay.storage_failed() == []
     assert relay.client_data(b"MAIL FROM:<evil@b>\r\nQUIT\r\n") == []
     effects = relay.client_data(b".\r\n")
-    assert [getattr(effect, "data", None) for effect in effects] == [
-        b"451 4.3.1 Message cannot be stored now; try again later\r\n",
-        b"RSET\r\n",
-    ]
+    refusal = b"451 4.3.1 Message cannot be stored now; try again later\r\n"
+    assert effects == [ToClient(refusal), Answered(refusal), ToServer(b"RSET\r\n")]
 
 
 def test_a_disk_that_is_full_at_the_very_end_of_a_message() -> None:
@@ -1919,3 +1917,63 @@ def test_it_is_known_how_large_a_message_the_next_hop_takes(keyword: str, limit:
     relay.client_data(b"EHLO client.example\r\n")
     relay.server_data(b"250-hop.example\r\n250 %b\r\n" % keyword.encode())
     assert relay.size_limit == limit
+
+
+def answers(decision: Decision, *hop: bytes, terms: Terms | None = None, recipients: int = 1) -> list[Answered]:
+    """Play one message with that decision, and what the next hop says to it; return what is said of its end."""
+    relay = Relay(terms)
+    relay.server_data(b"220 hop\r\n")
+    if terms is not None:
+        relay.client_data(b"LHLO client\r\n")
+        relay.server_data(b"250 hop\r\n")
+    for command in (b"MAIL FROM:<a@b>\r\n", *[b"RCPT TO:<c%d@d>\r\n" % number for number in range(recipients)]):
+        relay.client_data(command)
+        relay.server_data(b"250 ok\r\n")
+    relay.client_data(b"DATA\r\n")
+    relay.client_data(b"text\r\n.\r\n")
+    effects = relay.decide(decision)
+    for reply in hop:
+        effects += relay.server_data(reply) if reply else relay.server_lost("gone")
+        if reply.startswith(b"354"):
+            effects += relay.transmitted()
+    return [effect for effect in effects if isinstance(effect, Answered)]
+
+
+BOTH_LMTP = Terms(lmtp_client=True, lmtp_server=True)
+
+
+@pytest.mark.parametrize(
+    ("decision", "hop", "taken", "code"),
+    [
+        (Deliver(), (b"354 go\r\n", b"250 queued as 4X\r\n"), 1, b"250 queued as 4X"),
+        (Deliver(), (b"354 go\r\n", b"550 no\r\n"), 0, b"550 no"),
+        (Deliver(), (b"452 full\r\n",), 0, b"452 full"),
+        (Deliver(), (b"354 go\r\n", b""), None, b"451"),
+        (Drop(), (), None, b"250"),
+        (Bounce(), (), None, b"550"),
+        (Defer(), (), None, b"451"),
+    ],
+)
+def test_the_end_of_a_message_is_told_once_with_the_reply_and_whose_it_is(
+    decision: Decision, hop: tuple[bytes, ...], taken: int | None, code: bytes
+) -> None:
+    (answered,) = answers(decision, *hop)
+    assert answered.reply.startswith(code)
+    assert answered.reply.endswith(b"\r\n")
+    assert answered.taken == taken
+
+
+@pytest.mark.parametrize(
+    ("replies", "taken"),
+    [
+        ((b"250 one\r\n", b"550 no\r\n"), 1),
+        ((b"550 no\r\n", b"250 two\r\n"), 1),
+        ((b"250 one\r\n", b"250 two\r\n"), 2),
+        ((b"550 no\r\n", b"452 no\r\n"), 0),
+        ((b"250 one\r\n", b""), 1),
+        ((b"550 no\r\n", b""), None),
+    ],
+)
+def test_by_lmtp_it_is_told_for_how_many_recipients_it_was_taken(replies: tuple[bytes, ...], taken: int | None) -> None:
+    (answered,) = answers(Deliver(), b"354 go\r\n", *replies, terms=BOTH_LMTP, recipients=2)
+    assert answered.taken == taken
