@@ -22,6 +22,7 @@ from clamsmtpd.log import describe
 from clamsmtpd.metrics import CONNECTIONS, REFUSED
 from clamsmtpd.orphans import Orphans
 from clamsmtpd.poller import Poller
+from clamsmtpd.readiness import is_known_beforehand, trouble_with
 from clamsmtpd.scans import Scans
 from clamsmtpd.session import Host, Session
 from clamsmtpd.smtp import replies
@@ -47,6 +48,9 @@ COMPLAINT_INTERVAL = 10.0
 
 #: Seconds that hooks may still run when everything else has ended.
 HOOK_LIMIT = 10.0
+
+#: Seconds that the next hop has to greet when somebody asks whether mail could go through.
+EXAMINE_LIMIT = 10.0
 
 # Ids are six hexadecimal digits without leading zeros, as they have been since 1.x.
 _FIRST_ID, _LAST_ID = 0x100000, 0xFFFFFF
@@ -193,6 +197,20 @@ class Server:
             name = session.relay.awaits.name.lower()
             phases[name] = phases.get(name, 0) + 1
         return {"pid": os.getpid(), "sessions": phases, "scanners": self._setup.scanners.pool.describe()}
+
+    async def examine(self) -> list[tuple[str, str]]:
+        """Look at all that mail needs now; return the name of each part and what is wrong, nothing if it is well."""
+        settings = self._setup.host.settings
+        hop = settings.out_address
+        found = [(f"clamd at {name}", trouble) for name, trouble in await self._setup.scanners.pool.examine()]
+        if hop is not None and is_known_beforehand(hop):
+            found.append((f"next hop {hop}", await trouble_with(hop, EXAMINE_LIMIT)))
+        return found
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._setup.host.settings
 
     async def usable(self) -> None:
         """Return when a scanner can be used: one of the settings in force now."""
