@@ -17,6 +17,8 @@ __all__ = ["cli", "main"]
 #: for: what one of them needs, such as a library, is not needed by the others.
 COMMANDS: dict[str, str] = {
     "completion": "completion",
+    "explain": "explain",
+    "top": "top",
 }
 
 
