@@ -124,6 +124,7 @@ class Inspector:
         hook_runner: HookRunner,
         clock: Callable[[], datetime] = _now,
         row: memoryview | None = None,
+        *,
         keeper: Keeper | None = None,
     ) -> None:
         self._settings = settings

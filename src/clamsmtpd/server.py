@@ -22,8 +22,8 @@ from clamsmtpd.log import describe
 from clamsmtpd.metrics import CONNECTIONS, REFUSED
 from clamsmtpd.orphans import Orphans
 from clamsmtpd.poller import Poller
-from clamsmtpd.readiness import is_known_beforehand, trouble_with
 from clamsmtpd.quarantine.keeper import Keeper
+from clamsmtpd.readiness import is_known_beforehand, trouble_with
 from clamsmtpd.scans import Scans
 from clamsmtpd.session import Host, Session
 from clamsmtpd.smtp import replies

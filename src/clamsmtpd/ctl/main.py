@@ -18,6 +18,7 @@ __all__ = ["cli", "main"]
 COMMANDS: dict[str, str] = {
     "completion": "completion",
     "explain": "explain",
+    "quarantine": "quarantine",
     "top": "top",
 }
 

@@ -16,6 +16,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "DIRECTORY",
@@ -160,7 +161,6 @@ class Index:
                     raise
                 self._move_aside(error)
                 self._db = self._open()
-        self._fault: Exception | None = None
 
     def _open(self) -> sqlite3.Connection:
         path = os.path.join(self._directory, _FILE)
@@ -367,36 +367,21 @@ def _claim(directory: str) -> None:
         raise IndexFaultError(f"others may write to {directory}; remove it")
 
 
-def _entry(row: tuple[object, ...]) -> Entry:
+def _entry(row: tuple[Any, ...]) -> Entry:
     """Read a row. Raises DatabaseError for one that we did not write."""
+    identifier, message, at, sender, recipients, remote, client, virus, culprit, sha256, *rest = row
     try:
-        return Entry(*_columns(*row))
-    except (ValueError, TypeError) as error:
+        return Entry(
+            identifier,
+            at,
+            message,
+            sender,
+            None if recipients is None else tuple(text.encode("latin-1") for text in json.loads(recipients)),
+            remote,
+            client,
+            virus,
+            None if culprit is None else Culprit(json.loads(culprit), sha256),
+            *rest,
+        )
+    except (ValueError, TypeError, AttributeError) as error:
         raise sqlite3.DatabaseError(f"an entry that cannot be read: {error}") from error
-
-
-def _columns(  # type: ignore[no-untyped-def]  # what SQLite gives has no types
-    identifier,
-    message,
-    at,
-    sender,
-    recipients,
-    remote,
-    client,
-    virus,
-    culprit,
-    culprit_sha256,
-    *rest,  # noqa: ANN001, ANN002
-):  # noqa: ANN202
-    return (
-        identifier,
-        at,
-        message,
-        sender,
-        None if recipients is None else tuple(text.encode("latin-1") for text in json.loads(recipients)),
-        remote,
-        client,
-        virus,
-        None if culprit is None else Culprit(json.loads(culprit), culprit_sha256),
-        *rest,
-    )

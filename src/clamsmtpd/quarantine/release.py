@@ -5,6 +5,7 @@ What is about to be done is written down before, and what came of it after: a me
 
 from __future__ import annotations
 
+import contextlib
 import os
 import smtplib
 import socket
@@ -26,6 +27,7 @@ TIME_OUT = 600.0
 
 _POSITIVE = range(200, 300)
 _START_MAIL_INPUT = 354
+_READY = 220
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,22 @@ class _Client(smtplib.SMTP):
     def __init__(self, hop: NextHop) -> None:
         self._hop = hop
         self.ehlo_word = "lhlo" if hop.lmtp else "ehlo"
-        super().__init__(timeout=TIME_OUT)
+        # The name given: smtplib would otherwise ask the DNS for it.
+        super().__init__(local_hostname=socket.gethostname() or "localhost", timeout=TIME_OUT)
         self._host = getattr(hop.address, "host", "localhost")
         code, text = self.connect(self._host, getattr(hop.address, "port", 0) or 25)
-        _expect("the greeting", code, text, 220)
+        if code != _READY:
+            self.close()
+        _expect("the greeting", code, text, _READY)
 
-    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:  # type: ignore[override]
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # Not QUIT after a fault: in the midst of a text it would be text.
+        if kind is None:
+            with contextlib.suppress(OSError, smtplib.SMTPException):
+                self.docmd("QUIT")
+        self.close()
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         address = self._hop.address
         if isinstance(address, UnixAddress):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -146,7 +158,7 @@ class Courier:
             if self._level is not OutTls.MAY:
                 raise _RefusedError(f"OutTLS: {self._level.value}: the next hop offers no STARTTLS")
             return
-        _expect("STARTTLS", *client.command(b"STARTTLS"), 220)
+        _expect("STARTTLS", *client.command(b"STARTTLS"), _READY)
         assert client.sock is not None  # noqa: S101 - as in _Client.command
         client.sock = self._context.wrap_socket(client.sock, server_hostname=client._host)  # noqa: SLF001
         # What came in the clear behind the reply must not pass for what came encrypted.
@@ -184,9 +196,9 @@ def release(
     temp_directory: str,
     entry: Entry,
     courier: Courier,
+    *,
     sender: bytes,
     recipients: tuple[bytes, ...],
-    *,
     again: bool = False,
 ) -> Outcome:
     """Release a message to those who have not got it, or with ``again`` to all. Raises OSError, IndexFaultError."""
