@@ -241,6 +241,7 @@ _AMOUNT = re.compile(r"([0-9]{1,12})(?:([hdw])|([kmgt])b?)", re.IGNORECASE)
 
 
 def parse_keep(text: str) -> Keep:
+    """Read what QuarantineKeep can be, such as "30d 2G". Raises ValueError."""
     seconds = octets = None
     for word in text.split():
         amount = _AMOUNT.fullmatch(word)

@@ -121,10 +121,12 @@ def test_a_released_message_is_the_same_octets_with_a_field_on_top(tmp_path: Pat
     index.add(entry)
     with Sink(lmtp=lmtp) as sink:
         courier = Courier(NextHop(sink.address, lmtp), OutTls.OFF, None)
+        outcome = None
         for _ in range(2):
             outcome = release(
                 index, str(tmp_path), entry, courier, sender=b"s@example.org", recipients=entry.recipients or ()
             )
+        assert outcome is not None
         assert [one.state for one in outcome.held] == ["released", "released"]
         assert outcome.done == ()
         assert len(sink.recorded) == 1
