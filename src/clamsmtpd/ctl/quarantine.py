@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-import pwd
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from rich.text import Text
 
 from clamsmtpd.config import Settings, parse_keep
 from clamsmtpd.ctl.output import Status, console, fail, json_option, load_settings, print_json, shown
+from clamsmtpd.privileges import find_user
 from clamsmtpd.quarantine.expiry import choose, remove
 from clamsmtpd.quarantine.index import DIRECTORY, PREFIX, Entry, Index, IndexFaultError, Release, digest, open_kept
 from clamsmtpd.quarantine.release import Courier, release
@@ -70,17 +71,24 @@ def _become_owner(settings: Settings) -> None:
         uid, gid = owner.st_uid, owner.st_gid
     except FileNotFoundError:
         if settings.user is None:
-            return
-        name = settings.user
-        try:
-            user = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
-        except KeyError:
-            fail(f"User: there is no user {name}", Status.USAGE)
-        uid, gid = user.pw_uid, user.pw_gid
+            # Whom a service manager runs it as is not in the settings, but has a directory of that user's.
+            owner = os.stat(settings.temp_directory)
+            shared = owner.st_mode & stat.S_IWOTH
+            uid, gid = (0, 0) if shared else (owner.st_uid, owner.st_gid)
+        else:
+            uid, gid = _ids(settings.user)
     if uid:
         os.setgroups([gid])
         os.setegid(gid)
         os.seteuid(uid)
+
+
+def _ids(name: str) -> tuple[int, int]:
+    try:
+        user = find_user(name)
+    except StartError as error:
+        fail(str(error), Status.USAGE)
+    return user.pw_uid, user.pw_gid
 
 
 def _find(index: Index, name: str) -> Entry:
