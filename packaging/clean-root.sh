@@ -96,7 +96,7 @@ apt_failed() {
 # inside COMMAND…: run it in the root, with a plain environment and the way to the network.
 inside() {
     # shellcheck disable=SC2046 # a list of assignments
-    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
+    env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
         $(env | grep -iE '^(https?|no)_proxy=') chroot "$root" "$@"
 }
 
