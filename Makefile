@@ -6,11 +6,13 @@
 #            random; then the reckoning: some 10 minutes on two cores; SOAK="--messages 600" takes one,
 #            SOAK="--seed N" repeats one, SOAK="--help" tells of other options
 # make fuzz  ten targets of Atheris, a minute in all; FUZZ="--seconds 3600 relay body" takes an hour for two of them
-# make docs  the parts of the manual that come from the table of settings, and of docs/ that come from tests
+# make docs  the documentation, as HTML in .build/docs and as manual pages in man/; before that, its parts that come from
+#            the code's tables and from tests
+# make howto the how-tos of the documentation, each with the real server
 
 PYTHON = .venv/bin/python
 
-.PHONY: run test bench soak fuzz docs lint unit integration clean
+.PHONY: run test bench soak fuzz docs howto lint unit integration clean
 
 run:
 	@scripts/setup run
@@ -35,6 +37,11 @@ fuzz:
 docs:
 	@scripts/setup python
 	@$(PYTHON) -m tools.generate_docs
+	@$(PYTHON) -m tools.build_docs
+
+howto:
+	@scripts/setup test
+	@$(PYTHON) -m pytest tests/integration/test_howto_*.py
 
 lint:
 	@scripts/setup python

@@ -20,7 +20,8 @@ html_title = "clamsmtpd"
 html_copy_source = False
 html_show_copyright = False
 
-# The date on the manual pages: that of their last change which matters, not of a build, which would change them each day.
+# The date on the manual pages: that of their last change which matters. Were it that of the build, each day would
+# change them.
 today = "November 25, 2026"
 
 _MANUAL = "reference/manual"

@@ -51,9 +51,7 @@ def tidy(page: str) -> str:
 def stale() -> dict[str, str]:
     """Return those manual pages that are not made from the text that there is now, with their first lines."""
     lines = {name: stamp(name, digest) for name, digest in sources().items()}
-    return {
-        name: line for name, line in lines.items() if not (MAN / name).exists() or not _begins(MAN / name, line)
-    }
+    return {name: line for name, line in lines.items() if not (MAN / name).exists() or not _begins(MAN / name, line)}
 
 
 def _begins(path: Path, line: str) -> bool:

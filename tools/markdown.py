@@ -12,7 +12,7 @@ _BEGIN = "generated from the code: begin"
 _END = "generated from the code: end"
 _WIDTH = 116
 
-# What would be markup anywhere, and what would be at the beginning of a line: a comment, a list, a heading, a quotation.
+# What would be markup anywhere, and what would be at the beginning of a line, as a comment, a list or a heading.
 _MARKUP = re.compile(r"([\\`*_\[\]<>])")
 _AT_THE_BEGINNING = re.compile(r"^(\d*)([%#+:=~|.)-])", re.MULTILINE)
 
