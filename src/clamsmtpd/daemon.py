@@ -23,7 +23,7 @@ from clamsmtpd.renewal import Renewal
 from clamsmtpd.supervisor import Supervisor, Tie, automatic_workers
 from clamsmtpd.tempdirectory import check_temp_directory
 from clamsmtpd.tls import Certificate, client_context
-from clamsmtpd.values import StartError
+from clamsmtpd.values import LogFormat, StartError
 
 __all__ = ["run"]
 
@@ -53,7 +53,7 @@ def run(
     """
     # Before the first socket is opened.
     shed()
-    log.configure(_LEVEL_AT_START if foreground_level is None else foreground_level)
+    log.configure(_LEVEL_AT_START if foreground_level is None else foreground_level, settings.log_format)
     _warn(*warnings)
     pid_file: PidFile | None = None
     listeners: list[Listener] = []
@@ -205,7 +205,7 @@ class _Crew:
 
     def _on_worker_serving(self) -> None:
         if self._in_background:
-            _leave_terminal()
+            _leave_terminal(self._renewal.settings.log_format)
 
     def serves(self, number: int) -> bool:
         return bool(self._commons.metrics.row(number)[SERVING])
@@ -220,7 +220,7 @@ class _Crew:
     def on_started(self) -> None:
         self._started = True
         if self._ready is not None:
-            _leave_terminal()
+            _leave_terminal(self._renewal.settings.log_format)
             os.write(self._ready, _READY)
             os.close(self._ready)
             self._ready = None
@@ -312,9 +312,9 @@ def _detach() -> int:
     return ready
 
 
-def _leave_terminal() -> None:
+def _leave_terminal(log_format: LogFormat) -> None:
     """Let go of standard input, output and error, and send the log to syslog."""
-    log.configure(None)
+    log.configure(None, log_format)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)

@@ -16,7 +16,7 @@ from clamsmtpd.clamd.course import Course
 from clamsmtpd.config import Settings
 from clamsmtpd.headers import UNTRUSTED, ForgedFields, HeaderTemplate, OwnFields
 from clamsmtpd.hooks import HookRunner
-from clamsmtpd.log import describe, escape, message_line
+from clamsmtpd.log import MessageLine, describe, escape
 from clamsmtpd.metrics import (
     CLEAN,
     INFECTED,
@@ -173,7 +173,7 @@ class Inspector:
         passed = unjudged and isinstance(decision, Deliver)
         self._count(verdict, message, passed=passed)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("%s: %s", tag, message_line(envelope, verdict, passed=passed))
+            _log.info("%s: %s", tag, MessageLine(envelope, verdict, passed=passed))
         if isinstance(verdict, Unscanned | Oversize):
             what = "no verdict, delivered unscanned" if passed else "no verdict"
             _log.warning("%s: %s: %s", tag, what, escape(verdict.reason))

@@ -85,7 +85,7 @@ class AdminServer:
             # Streams would log it as an error that nobody has caught.
             pass
         except Exception as error:  # noqa: BLE001 - whatever it is, mail goes on
-            _log.error("internal error: %s: %s", "admin", describe(error))
+            _log.error("internal error: admin: %s", describe(error))
             _log.debug("traceback", exc_info=error)
         finally:
             self._clients.discard(task)
