@@ -44,6 +44,7 @@ __all__ = [
     "Settings",
     "judge",
     "load",
+    "parse_keep",
     "printable",
     "working_directory",
 ]
@@ -241,7 +242,8 @@ _SIZES = {"k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _AMOUNT = re.compile(r"([0-9]{1,12})(?:([hdw])|([kmgt])b?)", re.IGNORECASE)
 
 
-def _keep(text: str) -> Keep:
+def parse_keep(text: str) -> Keep:
+    """Read what QuarantineKeep can be, such as "30d 2G". Raises ValueError."""
     seconds = octets = None
     for word in text.split():
         amount = _AMOUNT.fullmatch(word)
@@ -495,7 +497,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "QuarantineKeep",
         "quarantine_keep",
-        _keep,
+        parse_keep,
         None,
         "How long, and how much, stays in quarantine: an age such as 30d (days; w and h are weeks and hours), a size "
         "such as 2G (k, M and T as well), or both. What is older is deleted, and the oldest of what is more.",

@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "check": "check",
     "completion": "completion",
     "explain": "explain",
+    "quarantine": "quarantine",
     "scan": "scan",
     "top": "top",
 }
