@@ -6,11 +6,16 @@
 #            random; then the reckoning: some 10 minutes on two cores; SOAK="--messages 600" takes one,
 #            SOAK="--seed N" repeats one, SOAK="--help" tells of other options
 # make fuzz  ten targets of Atheris, a minute in all; FUZZ="--seconds 3600 relay body" takes an hour for two of them
-# make docs  the parts of the manual that come from the table of settings, and of docs/ that come from tests
+# make deb   the Debian package, built in a clean bookworm (debootstrap, as root), in .build/deb
+# make deb-test  it takes over from clamsmtp 1.10, serves, and leaves, in clean systems: a minute
+# make container-test  the steps of the Containerfile, one by one, in clean systems: half a minute
+# make docs  the documentation, as HTML in .build/docs and as manual pages in man/; before that, its parts that come from
+#            the code's tables and from tests
+# make howto the how-tos of the documentation, each with the real server
 
 PYTHON = .venv/bin/python
 
-.PHONY: run test bench soak fuzz docs lint unit integration clean
+.PHONY: run test bench soak fuzz deb deb-test container-test docs howto lint unit integration clean
 
 run:
 	@scripts/setup run
@@ -32,9 +37,23 @@ fuzz:
 	@scripts/setup python
 	@$(PYTHON) -m fuzz $(FUZZ)
 
+deb:
+	@packaging/build-deb
+
+deb-test: deb
+	@packaging/test-deb
+
+container-test:
+	@packaging/test-container
+
 docs:
 	@scripts/setup python
 	@$(PYTHON) -m tools.generate_docs
+	@$(PYTHON) -m tools.build_docs
+
+howto:
+	@scripts/setup test
+	@$(PYTHON) -m pytest tests/integration/test_howto_*.py
 
 lint:
 	@scripts/setup python

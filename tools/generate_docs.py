@@ -5,19 +5,29 @@ Without arguments the files are written; with ``--check`` it is only told whethe
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import click
+
+from clamsmtpd.admin.exposition import EXPOSED, Exposed
+from clamsmtpd.admin.pages import PATHS
 from clamsmtpd.config import SETTINGS, Setting
+from clamsmtpd.ctl.main import cli
+from clamsmtpd.ctl.output import Status
+from clamsmtpd.metrics import FAILURES, OUTCOMES, VERDICTS
+from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.capabilities import OURS, PASSED
 from tests.support import faults
+from tools.markdown import between_markers, block, definitions, plain, table
 
 ROOT = Path(__file__).resolve().parent.parent
-
-BEGIN = "generated from the code: begin"
-END = "generated from the code: end"
+REFERENCE = ROOT / "docs" / "reference"
+MANUAL = REFERENCE / "manual"
 
 
 def shown_default(setting: Setting) -> str:
@@ -25,24 +35,143 @@ def shown_default(setting: Setting) -> str:
     return setting.shown_default or setting.default or "none"
 
 
-def mdoc_text(text: str) -> str:
-    """Break plain text into lines for mdoc(7), a sentence on each, and quote what roff would take for its own."""
-    lines = text.replace("\\", "\\e").replace(". ", ".\n").split("\n")
-    return "\n".join("\\&" + line if line[:1] in ".'" else line for line in lines)
-
-
 def manual_settings() -> str:
     """Return the list of settings for clamsmtpd.conf(5)."""
-    items = []
-    for setting in SETTINGS:
-        default = mdoc_text(shown_default(setting))
-        items.append(f".It Cm {setting.name}\n{mdoc_text(setting.help)}\n.Pp\nDefault: {default}")
-    return "\n".join(items)
+    return definitions(
+        (f"**{setting.name}**", f"{plain(setting.help)}\n\nDefault: {plain(shown_default(setting))}")
+        for setting in SETTINGS
+    )
 
 
-def manual_keywords(keywords: Mapping[bytes, str]) -> str:
+def named(meanings: Mapping[str, str]) -> str:
+    """Return a list of words that are typed or read as they stand, with what each means."""
+    return definitions((f"`{name}`", plain(meaning)) for name, meaning in meanings.items())
+
+
+def keywords(reasons: Mapping[bytes, str]) -> str:
     """Return a list of EHLO keywords for clamsmtpd(8)."""
-    return "\n".join(f".It Li {keyword.decode()}\n{mdoc_text(reason)}" for keyword, reason in keywords.items())
+    return named({keyword.decode(): reason for keyword, reason in reasons.items()})
+
+
+def reply_table() -> str:
+    """Return every reply that the filter makes up."""
+    rows = []
+    for name, when in replies.WHEN.items():
+        reply: bytes = getattr(replies, name)
+        code, _, text = reply.decode("ascii").strip().partition(" ")
+        enhanced, _, rest = text.partition(" ")
+        if enhanced.count(".") != 2:
+            enhanced, rest = "", text
+        rows.append([code, enhanced, f"`{rest}`", plain_cell(when), f"`{name}`"])
+    return table(["Code", "Enhanced", "Text", "When", "In the code"], rows)
+
+
+def plain_cell(text: str) -> str:
+    """Return text for a cell of a table."""
+    return plain(text).replace("\n", " ")
+
+
+def metric_table() -> str:
+    """Return what /metrics tells."""
+
+    def row(exposed: Exposed) -> list[str]:
+        name = exposed.name + ("_total" if exposed.kind == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in exposed.labels)
+        return [f"`{name}`", exposed.kind, labels, plain_cell(exposed.help)]
+
+    return table(["Name", "Kind", "Labels", "What it is"], map(row, EXPOSED))
+
+
+def label_values() -> str:
+    """Return the values of those labels that have a fixed set of them."""
+    return "\n".join(
+        f"- {label}: {', '.join(f'`{value}`' for value in values)}"
+        for label, values in (
+            ("`verdict`", VERDICTS),
+            ("`outcome`", OUTCOMES),
+        )
+    )
+
+
+def failure_table() -> str:
+    """Return the kinds of failure that are counted."""
+    return table(["kind", "What it is"], ([f"`{kind.name.lower()}`", plain_cell(told)] for kind, told in FAILURES))
+
+
+# ---- clamsmtpctl ----------------------------------------------------------------------------------
+
+
+def commands() -> str:
+    """Return all commands of clamsmtpctl(8), each with its help."""
+    context = click.Context(cli, info_name="clamsmtpctl")
+    return "\n\n".join(_command(name, command) for name, command in _leaves(cli, context))
+
+
+def _leaves(group: click.Command, context: click.Context) -> Iterator[tuple[str, click.Command]]:
+    """Name all commands below a group, by the words that are typed behind "clamsmtpctl"."""
+    assert isinstance(group, click.Group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            inner = click.Context(command, info_name=name, parent=context)
+            yield from ((f"{name} {word}", leaf) for word, leaf in _leaves(command, inner))
+        else:
+            yield name, command
+
+
+def _command(name: str, command: click.Command) -> str:
+    arguments = [param for param in command.params if isinstance(param, click.Argument)]
+    words = [name, "[OPTIONS]", *(_argument(argument) for argument in arguments)]
+    parts = [f"### {name}", block(f"clamsmtpctl {' '.join(words)}"), *_help(command.help or "")]
+    options = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
+    if options:
+        parts.append(definitions((_option(option), plain(option.help or "")) for option in options))
+    return "\n\n".join(parts)
+
+
+def _argument(argument: click.Argument) -> str:
+    # Not by click's own make_metavar, which has changed from one version to another.
+    shown = argument.metavar or (argument.name or "").upper()
+    if isinstance(argument.type, click.Choice) and argument.metavar is None:
+        shown = "{" + "|".join(map(str, argument.type.choices)) + "}"
+    if argument.nargs == -1 and not shown.endswith("..."):
+        shown += "..."
+    return shown if argument.required or shown.startswith("[") else f"[{shown}]"
+
+
+def _option(option: click.Option) -> str:
+    names = ", ".join(f"**{name}**" for name in option.opts)
+    if option.is_flag:
+        return names
+    shown = option.metavar or getattr(option.type, "name", "text").upper()
+    if isinstance(option.type, click.Choice) and option.metavar is None:
+        shown = "|".join(map(str, option.type.choices))
+    return f"{names} *{shown}*"
+
+
+def _help(text: str) -> Iterator[str]:
+    """Give the paragraphs of a command's help; one that begins with a backspace keeps its lines, as with click."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        lines = paragraph.strip("\n").splitlines()
+        if lines and lines[0].strip() == "\b":
+            rest = lines[1:]
+            if rest and not rest[0].startswith(" ") and rest[0].endswith(":"):
+                yield plain(rest[0])
+                rest = rest[1:]
+            yield block(textwrap.dedent("\n".join(rest)))
+        else:
+            yield plain(" ".join(line.strip() for line in lines))
+
+
+def exit_statuses() -> str:
+    """Return the exit statuses of clamsmtpctl, by the comments that stand with them."""
+    told = dict(re.findall(r"#: (.*)\n\s+(\w+) = ", inspect.getsource(Status)))
+    meanings = {name: meaning for meaning, name in told.items()}
+    return definitions((str(status.value), plain(meanings[status.name])) for status in Status)
+
+
+# ---- files ----------------------------------------------------------------------------------------
 
 
 def sample() -> str:
@@ -63,29 +192,26 @@ def sample() -> str:
     return "\n".join(parts)
 
 
-def between_markers(text: str, comment: str, generated: dict[str, str]) -> str:
-    """Replace what stands between the markers of each name in ``generated``."""
-    for name, content in generated.items():
-        begin, end = f"{comment} {name} {BEGIN}\n", f"{comment} {name} {END}\n"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise SystemExit(f"generate_docs: the markers for {name} are missing")
-        text = f"{before}{begin}{content}\n{end}{after}"
-    return text
-
-
 def main() -> int:
     """Write or check all files."""
-    manual8, manual5 = ROOT / "man/clamsmtpd.8", ROOT / "man/clamsmtpd.conf.5"
-    wanted = {
-        manual8: between_markers(
-            manual8.read_text(), '.\\"', {"keywords": manual_keywords(PASSED), "own keywords": manual_keywords(OURS)}
-        ),
-        manual5: between_markers(manual5.read_text(), '.\\"', {"settings": manual_settings()}),
-        ROOT / "etc/clamsmtpd.conf.sample": sample(),
-        ROOT / "docs/what-happens-when.md": faults.page(),
+    parts: dict[Path, dict[str, str]] = {
+        MANUAL / "clamsmtpd.8.md": {
+            "keywords": keywords(PASSED),
+            "own keywords": keywords(OURS),
+            "paths": named(PATHS),
+        },
+        MANUAL / "clamsmtpd.conf.5.md": {"settings": manual_settings()},
+        MANUAL / "clamsmtpctl.8.md": {"commands": commands(), "exit statuses": exit_statuses()},
+        REFERENCE / "replies.md": {"replies": reply_table()},
+        REFERENCE / "metrics.md": {
+            "metrics": metric_table(),
+            "labels": label_values(),
+            "failures": failure_table(),
+        },
     }
+    wanted = {path: between_markers(path.read_text(), generated) for path, generated in parts.items()}
+    wanted[ROOT / "etc/clamsmtpd.conf.sample"] = sample()
+    wanted[REFERENCE / "what-happens-when.md"] = faults.page()
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
         for path in stale:

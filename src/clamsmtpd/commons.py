@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from dataclasses import dataclass
 
 from clamsmtpd.board import BOARD_SIZE, Board
@@ -21,7 +22,7 @@ class Share:
 
     ``row`` is its own of ``metrics``, the numbers of all; ``outgoing`` knows the connections of all to next hops,
     ``verdicts`` what any of them has to remember of messages. ``board`` is what they tell each other for others to
-    see, None if nobody can.
+    see, None if nobody can. ``since`` is when the daemon started, in seconds since 1970.
     """
 
     worker: int
@@ -32,6 +33,7 @@ class Share:
     outgoing: Register
     verdicts: Verdicts
     board: Board | None = None
+    since: float = 0.0
 
 
 class Commons:
@@ -43,6 +45,7 @@ class Commons:
 
     def __init__(self, workers: int, max_connections: int, *, seen: bool = False) -> None:
         self.workers = workers
+        self._since = time.time()
         self._board_memory: mmap.mmap | None = mmap.mmap(-1, BOARD_SIZE * workers) if seen else None
         self._max_connections = max_connections
         self._lock: int | None = None
@@ -71,8 +74,17 @@ class Commons:
             outgoing = SharedRegister(self._memory, self._start, self._max_connections, self.workers, worker)
         places = Places(self._max_connections, self.metrics, worker, self._lock)
         verdicts = Verdicts(self._verdicts_memory, self._verdicts_start, self.workers, worker)
-        board = self._board(worker)
-        return Share(worker, self.workers, self.metrics, self.metrics.row(worker), places, outgoing, verdicts, board)
+        return Share(
+            worker,
+            self.workers,
+            self.metrics,
+            self.metrics.row(worker),
+            places,
+            outgoing,
+            verdicts,
+            self._board(worker),
+            self._since,
+        )
 
     def _board(self, worker: int) -> Board | None:
         memory = self._board_memory

@@ -38,10 +38,13 @@ __all__ = [
     "OLD_NAMES",
     "SETTINGS",
     "ConfigError",
+    "Judged",
     "Loaded",
     "Setting",
     "Settings",
+    "judge",
     "load",
+    "parse_keep",
     "printable",
     "working_directory",
 ]
@@ -239,7 +242,8 @@ _SIZES = {"k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _AMOUNT = re.compile(r"([0-9]{1,12})(?:([hdw])|([kmgt])b?)", re.IGNORECASE)
 
 
-def _keep(text: str) -> Keep:
+def parse_keep(text: str) -> Keep:
+    """Read what QuarantineKeep can be, such as "30d 2G". Raises ValueError."""
     seconds = octets = None
     for word in text.split():
         amount = _AMOUNT.fullmatch(word)
@@ -493,7 +497,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "QuarantineKeep",
         "quarantine_keep",
-        _keep,
+        parse_keep,
         None,
         "How long, and how much, stays in quarantine: an age such as 30d (days; w and h are weeks and hours), a size "
         "such as 2G (k, M and T as well), or both. What is older is deleted, and the oldest of what is more.",
@@ -642,13 +646,52 @@ def load(
         lines = _read(path, place, warnings)
     lines += [_Line(flag, name, value) for flag, name, value in overrides]
     values = _collect(lines, len(overrides), folder, warnings)
+    settings = _make(values, path)
+    _check_together(settings, path, {attribute: line.where for attribute, (line, _) in values.items()})
+    return Loaded(settings, tuple(printable(warning) for warning in warnings))
+
+
+def _make(values: dict[str, tuple[_Line, Any]], path: str) -> Settings:
+    """Return the settings; those that are not among the ``values`` are added to these, by their defaults."""
     listen_given = "listen" in values
     for setting in SETTINGS:
         if setting.attribute not in values:
             values[setting.attribute] = (_Line(path, setting.name, setting.default or ""), _default(setting))
-    settings = Settings(**{attribute: value for attribute, (_, value) in values.items()}, listen_given=listen_given)
-    _check_together(settings, path, {attribute: line.where for attribute, (line, _) in values.items()})
-    return Loaded(settings, tuple(printable(warning) for warning in warnings))
+    return Settings(**{attribute: value for attribute, (_, value) in values.items()}, listen_given=listen_given)
+
+
+class Judged(NamedTuple):
+    """What there is to say of a settings file: ``settings`` is None with ``errors``; ``where`` is by attribute.
+
+    Each error and each warning is one line; ``where`` is the place of a setting that the file gives.
+    """
+
+    settings: Settings | None
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    where: dict[str, str]
+
+
+def judge(path: str) -> Judged:
+    """Read the settings file at ``path`` as :func:`load` does, and say all that is wrong with it."""
+    folder = working_directory()
+    warnings: list[str] = []
+    errors: list[str] = []
+    settings: Settings | None = None
+    values: dict[str, tuple[_Line, Any]] = {}
+    try:
+        values = _collect(_read(path, os.path.join(folder, path), warnings, errors), 0, folder, warnings, errors)
+        where = {attribute: line.where for attribute, (line, _) in values.items()}
+        made = _make(values, path)
+        _check_together(made, path, where | {row.attribute: path for row in SETTINGS if row.attribute not in where})
+        settings = made
+    except ConfigError as error:
+        # What is missing may be in a line that is wrong; that it is wrong says more.
+        if not errors:
+            errors.append(str(error))
+    where = {attribute: line.where for attribute, (line, _) in values.items() if line.where != path}
+    told = tuple(printable(warning) for warning in warnings)
+    return Judged(None if errors else settings, tuple(errors), told, where)
 
 
 def _default(setting: Setting) -> Any:  # noqa: ANN401 - of the setting's own type
@@ -658,11 +701,20 @@ def _default(setting: Setting) -> Any:  # noqa: ANN401 - of the setting's own ty
     return (value,) if setting.many else value
 
 
-def _collect(lines: Sequence[_Line], overrides: int, folder: str, warnings: list[str]) -> dict[str, tuple[_Line, Any]]:
-    """Understand all lines, of which the last ``overrides`` are flags; return line and value by attribute."""
+def _collect(
+    lines: Sequence[_Line], overrides: int, folder: str, warnings: list[str], errors: list[str] | None = None
+) -> dict[str, tuple[_Line, Any]]:
+    """Understand all lines, of which the last ``overrides`` are flags; return line and value by attribute.
+
+    Raises ConfigError for the first that cannot be understood; with ``errors``, all of these go there.
+    """
     values: dict[str, tuple[_Line, Any]] = {}
     for number, line in enumerate(lines):
-        setting, value = _understand(line, folder, warnings)
+        try:
+            setting, value = _understand(line, folder, warnings)
+        except ConfigError as error:
+            _raise_or_note(error, errors)
+            continue
         earlier = values.get(setting.attribute)
         in_file = number < len(lines) - overrides
         if setting.many:
@@ -705,8 +757,14 @@ def _check_together(settings: Settings, path: str, where: dict[str, str]) -> Non
         )
 
 
-def _read(path: str, place: str, warnings: list[str]) -> list[_Line]:
-    """Return the lines of the file at ``place``, which messages call ``path``."""
+def _raise_or_note(error: ConfigError, errors: list[str] | None) -> None:
+    if errors is None:
+        raise error
+    errors.append(str(error))
+
+
+def _read(path: str, place: str, warnings: list[str], errors: list[str] | None = None) -> list[_Line]:
+    """Return the lines of the file at ``place``, which messages call ``path``; ``errors`` as in :func:`_collect`."""
     try:
         text, warning = read_settings_file(place)
     except OSError as error:
@@ -723,7 +781,8 @@ def _read(path: str, place: str, warnings: list[str]) -> list[_Line]:
         where = f"{path}:{number}"
         name, colon, value = line.partition(":")
         if not colon or not name.strip():
-            raise ConfigError(f'{where}: "{printable(line)}" is no setting; write Name: value')
+            _raise_or_note(ConfigError(f'{where}: "{printable(line)}" is no setting; write Name: value'), errors)
+            continue
         lines.append(_Line(where, name.strip(), value.strip()))
     return lines
 

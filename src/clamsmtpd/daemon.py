@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -22,7 +23,7 @@ from clamsmtpd.renewal import Renewal
 from clamsmtpd.supervisor import Supervisor, Tie, automatic_workers
 from clamsmtpd.tempdirectory import check_temp_directory
 from clamsmtpd.tls import Certificate, client_context
-from clamsmtpd.values import StartError
+from clamsmtpd.values import LogFormat, StartError
 
 __all__ = ["run"]
 
@@ -52,10 +53,11 @@ def run(
     """
     # Before the first socket is opened.
     shed()
-    log.configure(_LEVEL_AT_START if foreground_level is None else foreground_level)
+    log.configure(_LEVEL_AT_START if foreground_level is None else foreground_level, settings.log_format)
     _warn(*warnings)
     pid_file: PidFile | None = None
     listeners: list[Listener] = []
+    admin: list[Listener] = []
     notifier = Notifier(os.environ)
     try:
         user = find_user(settings.user) if settings.user else None
@@ -64,6 +66,9 @@ def run(
         passed = passed_sockets(os.environ)
         # The default is for whoever says nothing of where to listen, in no way.
         listeners = listen(settings.listen if settings.listen_given or not passed else (), passed)
+        if settings.admin is not None:
+            _import_admin()
+            admin = listen((settings.admin,), setting="Admin")
         ready = _detach() if foreground_level is None else None
         if ready in (_STARTED, _NOT_STARTED):
             return CLEAN_STOP if ready == _STARTED else START_FAILED
@@ -80,10 +85,10 @@ def run(
         if certificate is not None:
             _warn(certificate.renewable())
         renewal = Renewal(settings, certificate, load or (lambda: Loaded(settings, ())), _check)
-        status = _serve(renewal, listeners, notifier, pid_file, ready)
+        status = _serve(renewal, listeners, admin, notifier, pid_file=pid_file, ready=ready)
     except StartError as error:
         _log.critical("%s", error)
-        _remove_sockets(listeners)
+        _remove_sockets([*listeners, *admin])
         status = START_FAILED
     except Exception as error:  # noqa: BLE001
         # No traceback reaches a user; it is there for whoever asks for the debug log.
@@ -91,7 +96,7 @@ def run(
         _log.debug("traceback", exc_info=error)
         status = START_FAILED
     finally:
-        for listener in listeners:
+        for listener in (*listeners, *admin):
             listener.socket.close()
         notifier.close()
         if pid_file is not None:
@@ -99,14 +104,31 @@ def run(
     return status
 
 
+def _import_admin() -> None:
+    """Load what Admin needs, while we may read all folders. Raises StartError."""
+    try:
+        for module in ("http", "pages", "view"):
+            importlib.import_module(f"clamsmtpd.admin.{module}")
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"Admin: the Python library {error.name} is missing; install clamsmtpd[admin], or leave Admin out"
+        ) from None
+
+
 def _serve(
-    renewal: Renewal, listeners: Sequence[Listener], notifier: Notifier, pid_file: PidFile | None, ready: int | None
+    renewal: Renewal,
+    listeners: Sequence[Listener],
+    admin: Sequence[Listener],
+    notifier: Notifier,
+    *,
+    pid_file: PidFile | None,
+    ready: int | None,
 ) -> int:
     """Serve in this process, or in several under this one; return the exit status. Raises StartError."""
     settings = renewal.settings
     workers = settings.workers or automatic_workers(settings.max_connections)
     commons = Commons(workers, settings.max_connections, seen=settings.admin is not None)
-    crew = _Crew(renewal, listeners, commons, notifier, pid_file=pid_file, ready=ready)
+    crew = _Crew(renewal, listeners, commons, notifier, admin=admin, pid_file=pid_file, ready=ready)
     if workers == 1:
         status = crew.work_alone()
     else:
@@ -129,11 +151,13 @@ class _Crew:
         commons: Commons,
         notifier: Notifier,
         *,
+        admin: Sequence[Listener],
         pid_file: PidFile | None,
         ready: int | None,
     ) -> None:
         self._renewal = renewal
         self._listeners = listeners
+        self._admin = admin
         self._commons = commons
         self._notifier = notifier
         #: Seconds between two words to the watchdog: it may miss one.
@@ -170,7 +194,7 @@ class _Crew:
         return self._serve(number, worker.under(tie, on_serving=self._on_worker_serving, finds_out_readiness=asks))
 
     def _serve(self, number: int, obey: worker.Obey) -> int:
-        return worker.serve(self._listeners, self._renewal, self._commons.share(number), obey)
+        return worker.serve(self._listeners, self._renewal, self._commons.share(number), obey, self._admin)
 
     def _on_serving_alone(self, service: worker.Service) -> None:
         self.on_started()
@@ -181,7 +205,7 @@ class _Crew:
 
     def _on_worker_serving(self) -> None:
         if self._in_background:
-            _leave_terminal()
+            _leave_terminal(self._renewal.settings.log_format)
 
     def serves(self, number: int) -> bool:
         return bool(self._commons.metrics.row(number)[SERVING])
@@ -196,7 +220,7 @@ class _Crew:
     def on_started(self) -> None:
         self._started = True
         if self._ready is not None:
-            _leave_terminal()
+            _leave_terminal(self._renewal.settings.log_format)
             os.write(self._ready, _READY)
             os.close(self._ready)
             self._ready = None
@@ -237,10 +261,10 @@ class _Crew:
 
     def on_stop(self) -> None:
         self._notifier.stopping()
-        _remove_sockets(self._listeners)
+        _remove_sockets([*self._listeners, *self._admin])
         if self._commons.workers > 1:
             # As long as one process has them open, clients could connect, and would wait for nobody.
-            for listener in self._listeners:
+            for listener in (*self._listeners, *self._admin):
                 listener.socket.close()
 
     def on_ended(self, number: int) -> int:
@@ -288,9 +312,9 @@ def _detach() -> int:
     return ready
 
 
-def _leave_terminal() -> None:
+def _leave_terminal(log_format: LogFormat) -> None:
     """Let go of standard input, output and error, and send the log to syslog."""
-    log.configure(None)
+    log.configure(None, log_format)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)

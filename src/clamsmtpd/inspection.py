@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from clamsmtpd.clamd.course import Course
 from clamsmtpd.config import Settings
 from clamsmtpd.headers import UNTRUSTED, ForgedFields, HeaderTemplate, OwnFields
 from clamsmtpd.hooks import HookRunner
-from clamsmtpd.log import describe, escape, message_line
+from clamsmtpd.log import MessageLine, describe, escape
 from clamsmtpd.metrics import (
     CLEAN,
     INFECTED,
@@ -30,6 +31,8 @@ from clamsmtpd.metrics import (
     count_failure,
 )
 from clamsmtpd.policy import Policy
+from clamsmtpd.quarantine.index import Entry
+from clamsmtpd.quarantine.keeper import Keeper
 from clamsmtpd.scans import Scans
 from clamsmtpd.spool import Spool
 from clamsmtpd.values import (
@@ -84,13 +87,35 @@ def _say(verdict: Verdict) -> str:
             return f"none; {escape(reason)}"
 
 
+def _entry(virus: str, envelope: Envelope, route: Route, account: Account) -> Entry:
+    """Return what is written down of a message in quarantine."""
+    match account.decision:
+        case Bounce():
+            action = "bounced"
+        case Deliver():
+            action = "passed"
+        case _:
+            action = "dropped"
+    return Entry(
+        "",
+        time.time(),
+        message=account.tag.message,
+        sender=envelope.sender,
+        recipients=envelope.recipients,
+        remote=envelope.remote,
+        client=route.client,
+        virus=virus,
+        action=action,
+    )
+
+
 class Inspector:
     """Holds what the inspection of every message needs.
 
     ``clock`` gives an aware local time. Messages are counted in ``row``, one of :class:`Metrics`.
     """
 
-    __slots__ = ("_clock", "_hooks", "_own", "_policy", "_row", "_scans", "_settings", "_template")
+    __slots__ = ("_clock", "_hooks", "_keeper", "_own", "_policy", "_row", "_scans", "_settings", "_template")
 
     def __init__(
         self,
@@ -99,8 +124,11 @@ class Inspector:
         hook_runner: HookRunner,
         clock: Callable[[], datetime] = _now,
         row: memoryview | None = None,
+        *,
+        keeper: Keeper | None = None,
     ) -> None:
         self._settings = settings
+        self._keeper = keeper
         self._scans = scans
         self._hooks = hook_runner
         self._policy = Policy(
@@ -173,7 +201,7 @@ class Inspector:
         passed = unjudged and isinstance(decision, Deliver)
         self._count(verdict, message, passed=passed)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("%s: %s", tag, message_line(envelope, verdict, passed=passed))
+            _log.info("%s: %s", tag, MessageLine(envelope, verdict, passed=passed))
         if isinstance(verdict, Unscanned | Oversize):
             what = "no verdict, delivered unscanned" if passed else "no verdict"
             _log.warning("%s: %s: %s", tag, what, escape(verdict.reason))
@@ -243,6 +271,8 @@ class Inspector:
         if settings.quarantine:
             kept = account.kept = message.quarantine()
             _log.info("%s: quarantined virus file as: %s", account.tag, kept)
+            if self._keeper is not None:
+                self._keeper.record(kept, _entry(virus, envelope, route, account))
         if settings.virus_action:
             environment = hooks.environment(
                 envelope,

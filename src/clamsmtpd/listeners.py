@@ -56,11 +56,14 @@ class Listener:
             os.unlink(self.listen.address.path)
 
 
-def listen(places: Sequence[Listen], passed: Sequence[socket.socket] = ()) -> list[Listener]:
+def listen(
+    places: Sequence[Listen], passed: Sequence[socket.socket] = (), *, setting: str = "Listen"
+) -> list[Listener]:
     """Return the sockets for all ``places``: one for each, or one for each address of a host name.
 
     Where one of those that were ``passed`` is bound to the address of a place, it is that place's, and nothing more is
-    bound for it. The others speak plain SMTP. Raises StartError; then none is left open.
+    bound for it. The others speak plain SMTP. ``setting`` is where the places come from. Raises StartError; then none
+    is left open.
     """
     left = list(passed)
     listeners: list[Listener] = []
@@ -71,7 +74,7 @@ def listen(places: Sequence[Listen], passed: Sequence[socket.socket] = ()) -> li
                 left = [sock for sock in left if sock not in ours]
                 listeners += [Listener(sock, place, passed=True) for sock in ours]
             else:
-                listeners += [Listener(sock, place) for sock in _listen(place)]
+                listeners += [Listener(sock, place) for sock in _listen(place, setting)]
     except StartError:
         for listener in listeners:
             with contextlib.suppress(OSError):
@@ -118,19 +121,19 @@ def _resolve(host: str) -> frozenset[str]:
     return frozenset(str(name[0]) for _, _, _, _, name in found)
 
 
-def _listen(place: Listen) -> list[socket.socket]:
+def _listen(place: Listen, setting: str) -> list[socket.socket]:
     address = place.address
     try:
         if isinstance(address, UnixAddress):
-            return [_listen_unix(address.path, place)]
+            return [_listen_unix(address.path, place, setting)]
         return _listen_tcp(address)
     except socket.gaierror as error:
-        raise StartError(f"Listen: {address}: {error.strerror}; give an address of this host") from None
+        raise StartError(f"{setting}: {address}: {error.strerror}; give an address of this host") from None
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "give an address of this host")
         # Not its own text: create_server() adds the address to it in its own words.
         why = os.strerror(error.errno or 0)
-        raise StartError(f"Listen: cannot listen on {address}: {why}; {hint}") from None
+        raise StartError(f"{setting}: cannot listen on {address}: {why}; {hint}") from None
 
 
 def _listen_tcp(address: TcpAddress) -> list[socket.socket]:
@@ -159,8 +162,8 @@ def _listen_tcp(address: TcpAddress) -> list[socket.socket]:
     return sockets
 
 
-def _listen_unix(path: str, place: Listen) -> socket.socket:
-    user, group = _find_owner(place)
+def _listen_unix(path: str, place: Listen, setting: str) -> socket.socket:
+    user, group = _find_owner(place, setting)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
@@ -188,20 +191,22 @@ def _listen_unix(path: str, place: Listen) -> socket.socket:
     return sock
 
 
-def _find_owner(place: Listen) -> tuple[int, int]:
+def _find_owner(place: Listen, setting: str) -> tuple[int, int]:
     """Return the numbers of user and group."""
     user = group = _AS_IT_IS
     if place.owner is not None:
         try:
             user = _number(place.owner) if _is_number(place.owner) else pwd.getpwnam(place.owner).pw_uid
         except KeyError:
-            raise StartError(f"Listen: {place.address}: there is no user {place.owner}; give one that exists") from None
+            raise StartError(
+                f"{setting}: {place.address}: there is no user {place.owner}; give one that exists"
+            ) from None
     if place.group is not None:
         try:
             group = _number(place.group) if _is_number(place.group) else grp.getgrnam(place.group).gr_gid
         except KeyError:
             raise StartError(
-                f"Listen: {place.address}: there is no group {place.group}; give one that exists"
+                f"{setting}: {place.address}: there is no group {place.group}; give one that exists"
             ) from None
     return user, group
 

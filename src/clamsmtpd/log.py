@@ -6,14 +6,17 @@ import logging
 import logging.handlers
 import os
 import re
-import socket
 import sys
-import time
+from typing import Any
 
+from clamsmtpd.account import verdict_name
+from clamsmtpd.datagrams import DatagramHandler
+from clamsmtpd.journal import JournalHandler, goes_to_journal
+from clamsmtpd.logjson import JsonFormatter
 from clamsmtpd.throttle import Throttle
-from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Verdict
+from clamsmtpd.values import Clean, Envelope, Infected, LogFormat, Oversize, Verdict
 
-__all__ = ["configure", "describe", "escape", "escape_field", "finish", "message_line", "wants_accounts"]
+__all__ = ["MessageLine", "configure", "describe", "escape", "escape_field", "finish", "message_line", "wants_accounts"]
 
 #: Levels of -d: 0 shows only why the program ends, 4 the whole dialogue (clamsmtpd(8)).
 _LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
@@ -27,8 +30,8 @@ _FIELD_MAX = 500
 #: Octets of a datagram to syslogd.
 _DATAGRAM_MAX = 8000
 
-#: Seconds without a try to reach a syslogd that is not there: mail goes on as fast as with one.
-_RETRY_INTERVAL = 1.0
+#: Recipients of a message that its fields list.
+_LISTED_MAX = 10
 
 _UNSAFE = re.compile(r"[^ -\[\]-~]")
 _UNSAFE_IN_FIELD = re.compile(r"[^!-+\--\[\]-~]")
@@ -93,32 +96,46 @@ def _cut(field: str) -> str:
     return field if len(field) <= _FIELD_MAX else f"{field[:_FIELD_MAX]} ..."
 
 
-class SyslogHandler(logging.Handler):
-    """Sends to the local syslogd by RFC 3164, facility mail, and never waits for it.
+class MessageLine:
+    """The one line about a message: its text, as programs that read the log of 1.x expect it, and its fields."""
 
-    A syslogd that has stopped reading must not stop the mail. What could not be sent is counted, and
-    told once the way is free again.
-    """
+    __slots__ = ("_envelope", "_passed", "_verdict")
+
+    def __init__(self, envelope: Envelope, verdict: Verdict, *, passed: bool = False) -> None:
+        self._envelope = envelope
+        self._verdict = verdict
+        self._passed = passed
+
+    def __str__(self) -> str:
+        return message_line(self._envelope, self._verdict, passed=self._passed)
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return what it says by names that stay."""
+        recipients = self._envelope.recipients
+        return {
+            "sender": _shown(self._envelope.sender),
+            "recipients": [_shown(recipient) for recipient in recipients[:_LISTED_MAX]],
+            "recipients_count": len(recipients),
+            "status": verdict_name(self._verdict),
+            "virus": self._verdict.name if isinstance(self._verdict, Infected) else "",
+            "passed": self._passed,
+        }
+
+
+def _shown(octets: bytes) -> str:
+    return octets[:_FIELD_MAX].decode("utf-8", "backslashreplace")
+
+
+class SyslogHandler(DatagramHandler):
+    """Sends to the local syslogd by RFC 3164, facility mail, and never waits for it."""
+
+    daemon = "syslogd"
 
     def __init__(self, path: str = "/dev/log") -> None:
-        super().__init__()
-        self._path = path
-        self._socket: socket.socket | None = None
-        self._lost = 0
-        self._next_try = 0.0
+        super().__init__(path)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send one record; count it as lost if it cannot be sent at once."""
-        if self._lost:
-            lost = f"{self._lost} log lines were lost, syslogd did not take them"
-            if not self._send(logging.WARNING, lost):
-                self._lost += 1
-                return
-            self._lost = 0
-        if not self._send(record.levelno, self.format(record)):
-            self._lost += 1
-
-    def _send(self, level: int, text: str) -> bool:
+    def encode(self, level: int, text: str, record: logging.LogRecord | None) -> bytes:  # noqa: ARG002
+        """Return the datagram for a line."""
         syslog = logging.handlers.SysLogHandler
         if level >= logging.ERROR:
             severity = syslog.LOG_ERR
@@ -128,45 +145,7 @@ class SyslogHandler(logging.Handler):
             severity = syslog.LOG_INFO if level >= logging.INFO else syslog.LOG_DEBUG
         priority = syslog.LOG_MAIL << 3 | severity
         data = f"<{priority}>clamsmtpd[{os.getpid()}]: {text}".encode("utf-8", "backslashreplace")
-        data = data[:_DATAGRAM_MAX]
-        if self._socket is not None:
-            try:
-                self._socket.send(data)
-            except BlockingIOError:
-                return False
-            except OSError:
-                # It may have been started again, with a new socket.
-                self.close_socket()
-            else:
-                return True
-        return self._connect_and_send(data)
-
-    def _connect_and_send(self, data: bytes) -> bool:
-        now = time.monotonic()
-        if now < self._next_try:
-            return False
-        try:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            self._socket.connect(self._path)
-            self._socket.send(data)
-        except BlockingIOError:
-            return False
-        except OSError:
-            self.close_socket()
-            self._next_try = now + _RETRY_INTERVAL
-            return False
-        return True
-
-    def close_socket(self) -> None:
-        """Close the socket; the next record opens a new one."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    def close(self) -> None:
-        """Release the socket for good."""
-        self.close_socket()
-        super().close()
+        return data[:_DATAGRAM_MAX]
 
 
 class _OneLine(logging.Formatter):
@@ -184,8 +163,11 @@ class _OneLine(logging.Formatter):
         return lines if record.exc_info else lines.replace("\n", " ")
 
 
-def configure(level: int | None) -> None:
-    """Send the log to standard error, from ``level`` 0 (least) to 4; to syslog, facility mail, for None."""
+def configure(level: int | None, log_format: LogFormat = LogFormat.TEXT) -> None:
+    """Send the log to standard error, from ``level`` 0 (least) to 4; to syslog, facility mail, for None.
+
+    Where standard error leads to the journal of systemd, the log goes there with the fields of each event.
+    """
     logger = logging.getLogger("clamsmtpd")
     finish()
     logger.filters.clear()
@@ -199,24 +181,32 @@ def configure(level: int | None) -> None:
     # A log that cannot be written is no reason to write a traceback instead.
     logging.raiseExceptions = False
     handler: logging.Handler
+    formatter: logging.Formatter = _OneLine("%(message)s")
+    structured = log_format is LogFormat.JSON
     if level is None:
         handler = SyslogHandler()
-        handler.setFormatter(_OneLine("%(message)s"))
-        logger.setLevel(logging.INFO)
+    elif goes_to_journal(os.environ):
+        handler = JournalHandler()
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_OneLine("clamsmtpd: %(message)s"))
-        logger.setLevel(_LEVELS[level])
+        formatter = formatter if structured else _OneLine("clamsmtpd: %(message)s")
+    handler.setFormatter(JsonFormatter(formatter) if structured else formatter)
+    logger.setLevel(logging.INFO if level is None else _LEVELS[level])
     logger.addHandler(handler)
     if logger.level > logging.DEBUG:
         # Whoever asks for the debug log wants all of it.
         logger.addFilter(Throttle())
     logger.propagate = False
+    global _wants_accounts  # noqa: PLW0603 - as logging's own configuration, it is the process's
+    _wants_accounts = structured
+
+
+_wants_accounts = False
 
 
 def wants_accounts() -> bool:
     """Tell whether the log is to hold the whole account of each message; the text log of 1.x does not."""
-    return False
+    return _wants_accounts
 
 
 def finish() -> None:

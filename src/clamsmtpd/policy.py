@@ -38,7 +38,7 @@ class Policy:
         self, *, action: Action, actions_for: Iterable[ActionFor], oversize: Unjudged, scan_failure: Unjudged
     ) -> None:
         self._action = action
-        self._actions_for = [(re.compile(translate(each.pattern), re.IGNORECASE), each.action) for each in actions_for]
+        self._actions_for = [(re.compile(translate(each.pattern), re.IGNORECASE), each) for each in actions_for]
         self._oversize = oversize
         self._scan_failure = scan_failure
 
@@ -57,8 +57,13 @@ class Policy:
             return Bounce(Ground.OVERSIZE) if self._oversize is Unjudged.BOUNCE else Defer(Ground.OVERSIZE)
         return _FAILED if self._scan_failure is Unjudged.PASS else Defer()
 
+    def rule_for(self, virus: str) -> ActionFor | None:
+        """Return the first rule whose pattern matches the name of a virus; None if the action of all holds."""
+        return next((rule for pattern, rule in self._actions_for if pattern.match(virus)), None)
+
     def _decide_infected(self, name: str) -> Decision:
-        action = next((action for pattern, action in self._actions_for if pattern.match(name)), self._action)
+        rule = self.rule_for(name)
+        action = self._action if rule is None else rule.action
         if action is Action.PASS:
             # Not the field of clean mail as well: a filter behind us would find both.
             return Deliver(f"X-Virus-Infected: {name}\r\n".encode("ascii", "replace"))

@@ -11,7 +11,7 @@ from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.syntax import Malformed, Reply, ReplyReader
 from clamsmtpd.values import NextHop, UnixAddress
 
-__all__ = ["READY", "WAITS_FOR_NEXT_HOP", "WAITS_FOR_SCANNER", "become_ready"]
+__all__ = ["READY", "WAITS_FOR_NEXT_HOP", "WAITS_FOR_SCANNER", "become_ready", "is_known_beforehand", "trouble_with"]
 
 _log = logging.getLogger("clamsmtpd")
 
@@ -38,16 +38,21 @@ async def become_ready(
     """
     tell(WAITS_FOR_SCANNER)
     await scanner()
-    if next_hop is not None and (isinstance(next_hop.address, UnixAddress) or next_hop.address.host is not None):
+    if next_hop is not None and is_known_beforehand(next_hop):
         tell(WAITS_FOR_NEXT_HOP)
         await _try_until_usable(next_hop)
     tell(READY)
 
 
+def is_known_beforehand(next_hop: NextHop) -> bool:
+    """Whether it is the same one for all clients."""
+    return isinstance(next_hop.address, UnixAddress) or next_hop.address.host is not None
+
+
 async def _try_until_usable(next_hop: NextHop) -> None:
     told = ""
     pause = FIRST_PAUSE
-    while trouble := await _trouble_with(next_hop):
+    while trouble := await trouble_with(next_hop):
         if trouble != told:
             told = trouble
             _log.warning("not ready: next hop %s: %s", next_hop, escape(trouble))
@@ -55,10 +60,10 @@ async def _try_until_usable(next_hop: NextHop) -> None:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-async def _trouble_with(next_hop: NextHop) -> str:
-    """Say why the next hop cannot be used; nothing if it can."""
+async def trouble_with(next_hop: NextHop, limit: float = TRY_LIMIT) -> str:
+    """Say why the next hop cannot be used, if it can be asked in ``limit`` seconds; nothing if it can."""
     try:
-        async with asyncio.timeout(TRY_LIMIT):
+        async with asyncio.timeout(limit):
             return await _ask(next_hop)
     except TimeoutError:
         return "no answer in time"

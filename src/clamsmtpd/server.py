@@ -22,6 +22,8 @@ from clamsmtpd.log import describe
 from clamsmtpd.metrics import CONNECTIONS, REFUSED
 from clamsmtpd.orphans import Orphans
 from clamsmtpd.poller import Poller
+from clamsmtpd.quarantine.keeper import Keeper
+from clamsmtpd.readiness import is_known_beforehand, trouble_with
 from clamsmtpd.scans import Scans
 from clamsmtpd.session import Host, Session
 from clamsmtpd.smtp import replies
@@ -47,6 +49,9 @@ COMPLAINT_INTERVAL = 10.0
 
 #: Seconds that hooks may still run when everything else has ended.
 HOOK_LIMIT = 10.0
+
+#: Seconds that the next hop has to greet when somebody asks whether mail could go through.
+EXAMINE_LIMIT = 10.0
 
 # Ids are six hexadecimal digits without leading zeros, as they have been since 1.x.
 _FIRST_ID, _LAST_ID = 0x100000, 0xFFFFFF
@@ -88,9 +93,10 @@ class _Scanners:
 class _Setup:
     """What is made of one reading of the settings. A session keeps the one that it began with."""
 
-    __slots__ = ("_on_ended", "host", "scanners", "sessions")
+    __slots__ = ("_on_ended", "host", "keeper", "scanners", "sessions")
 
     host: Host
+    keeper: Keeper | None
 
     def __init__(self, scanners: _Scanners, on_ended: Callable[[_Setup, Session], None]) -> None:
         self.scanners = scanners
@@ -142,12 +148,15 @@ class Server:
         # When the next line about each kind of trouble may come.
         self._next_complaint: dict[str, float] = {}
 
-    def _set_up(self, settings: Settings, certificate: Certificate | None, scanners: _Scanners) -> _Setup:
+    def _set_up(
+        self, settings: Settings, certificate: Certificate | None, scanners: _Scanners, keeper: Keeper | None = None
+    ) -> _Setup:
         setup = _Setup(scanners, self._on_ended)
+        setup.keeper = self._keeper_for(settings, keeper)
         setup.host = Host(
             settings=settings,
             poller=self._poller,
-            inspector=Inspector(settings, scanners.scans, self._hooks, row=self._share.row),
+            inspector=Inspector(settings, scanners.scans, self._hooks, row=self._share.row, keeper=setup.keeper),
             orphans=scanners.orphans,
             ended=setup.ended,
             certificate=certificate,
@@ -157,6 +166,13 @@ class Server:
             row=self._share.row,
         )
         return setup
+
+    def _keeper_for(self, settings: Settings, old: Keeper | None) -> Keeper | None:
+        """Return who writes down what is put into quarantine; the one from before where it is the same to it."""
+        if not settings.quarantine:
+            return None
+        keeper = Keeper(settings.temp_directory, settings.quarantine_keep, tends=self._share.worker == 0)
+        return old if old is not None and old.suits(keeper) else keeper
 
     def renew(self, settings: Settings, certificate: Certificate | None) -> None:
         """Have connections from now on served by other settings; sessions that there are keep theirs.
@@ -169,7 +185,9 @@ class Server:
         scanners = old.scanners
         if not scanners.suit(settings):
             scanners = _Scanners(settings, self._share, watched=self._watched)
-        self._setup = self._set_up(settings, certificate, scanners)
+        self._setup = self._set_up(settings, certificate, scanners, old.keeper)
+        if self._setup.keeper is not None:
+            self._setup.keeper.start()
         if scanners is not old.scanners:
             old.scanners.pool.count_no_more()
             scanners.pool.start()
@@ -180,6 +198,10 @@ class Server:
         """Let go of what a setup from before has alone, when no session has it any more."""
         if setup.sessions == 0:
             self._old_setups.discard(setup)
+            if setup.keeper is not None and all(
+                setup.keeper is not other.keeper for other in (self._setup, *self._old_setups)
+            ):
+                setup.keeper.retire()
             if all(setup.scanners is not other.scanners for other in (self._setup, *self._old_setups)):
                 # Not at once: what has just been cancelled has not heard of it yet.
                 closing = asyncio.get_running_loop().create_task(setup.scanners.close())
@@ -194,6 +216,20 @@ class Server:
             phases[name] = phases.get(name, 0) + 1
         return {"pid": os.getpid(), "sessions": phases, "scanners": self._setup.scanners.pool.describe()}
 
+    async def examine(self) -> list[tuple[str, str]]:
+        """Look at all that mail needs now; return the name of each part and what is wrong, nothing if it is well."""
+        settings = self._setup.host.settings
+        hop = settings.out_address
+        found = [(f"clamd at {name}", trouble) for name, trouble in await self._setup.scanners.pool.examine()]
+        if hop is not None and is_known_beforehand(hop):
+            found.append((f"next hop {hop}", await trouble_with(hop, EXAMINE_LIMIT)))
+        return found
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._setup.host.settings
+
     async def usable(self) -> None:
         """Return when a scanner can be used: one of the settings in force now."""
         await self._setup.scanners.pool.usable()
@@ -203,6 +239,9 @@ class Server:
         loop = asyncio.get_running_loop()
         self._open_reserve()
         self._setup.scanners.pool.start()
+        if self._setup.keeper is not None:
+            # Not before: a thread keeps the rights that it began with (capabilities(7)).
+            self._setup.keeper.start()
         for listener in self._listeners:
             listener.socket.settimeout(0)
             if listener.socket.family != socket.AF_UNIX:
@@ -226,6 +265,9 @@ class Server:
         await self._setup.scanners.close()
         await asyncio.gather(*self._closing)
         await self._hooks.drain(HOOK_LIMIT)
+        if self._setup.keeper is not None:
+            self._setup.keeper.retire()
+            await asyncio.to_thread(self._setup.keeper.join)
         self._poller.close()
         if self._reserve >= 0:
             os.close(self._reserve)

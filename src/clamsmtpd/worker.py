@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import uvloop
 
@@ -31,11 +31,17 @@ BEAT_INTERVAL = 5.0
 BULLETIN_INTERVAL = 1.0
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
 class Service:
     """A server at work, and all that it can be asked to do. The event loop runs."""
 
-    def __init__(self, listeners: Sequence[Listener], renewal: Renewal, share: Share) -> None:
-        """Begin to serve. Raises StartError."""
+    def __init__(
+        self, listeners: Sequence[Listener], renewal: Renewal, share: Share, admin: Sequence[Listener] = ()
+    ) -> None:
+        """Begin to serve, and to tell of it on ``admin``. Raises StartError."""
         self.loop = asyncio.get_running_loop()
         self._renewal = renewal
         self._row = share.row
@@ -45,8 +51,18 @@ class Service:
         self._serving = asyncio.ensure_future(self._server.serve(self._stop))
         self._readiness: asyncio.Task[None] | None = None
         self._on_readiness: Callable[[], None] | None = None
+        self._admin: _Closable | None = None
         if share.board is not None:
             self.repeat(BULLETIN_INTERVAL, self._post)
+        if admin:
+            # Where there is none, its libraries need not be there either.
+            from clamsmtpd.admin.http import AdminServer  # noqa: PLC0415
+            from clamsmtpd.admin.pages import Pages  # noqa: PLC0415
+            from clamsmtpd.admin.view import View  # noqa: PLC0415
+
+            pages = Pages(View(share, lambda: self._server.settings), self._server.examine)
+            self._admin = AdminServer(pages, admin)
+            self._admin.start()
 
     def _post(self) -> None:
         if self._board is not None:
@@ -68,6 +84,8 @@ class Service:
     def stop(self, limit: float) -> None:
         """Have it finish what is in flight, for up to ``limit`` seconds, and end."""
         if not self.stopping:
+            if self._admin is not None:
+                self._admin.close()
             self._stop.set()
             self.loop.call_later(limit, self._on_limit, limit)
 
@@ -117,12 +135,14 @@ class Service:
 Obey = Callable[[Service], None]
 
 
-def serve(listeners: Sequence[Listener], renewal: Renewal, share: Share, obey: Obey) -> int:
+def serve(
+    listeners: Sequence[Listener], renewal: Renewal, share: Share, obey: Obey, admin: Sequence[Listener] = ()
+) -> int:
     """Serve until told to stop; return the exit status, 1 if not all transactions could end."""
 
     async def main() -> int:
         asyncio.get_running_loop().set_exception_handler(_on_loop_error)
-        service = Service(listeners, renewal, share)
+        service = Service(listeners, renewal, share, admin)
         obey(service)
         return await service.ended()
 

@@ -479,7 +479,7 @@ def test_several_places_to_listen(clamd: Clamd, sink: Sink, start_daemon: Start,
 
 # ---- the table of the documentation ---------------------------------------------------------------
 
-TABLE = Path(__file__).resolve().parents[2] / "docs" / "extensions.md"
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "extensions.md"
 
 
 def documented(server: str) -> set[str]:

@@ -21,7 +21,7 @@ __all__ = ["Daemon", "command"]
 _LEVEL_OF_READY = 3
 
 
-def command(constants: Mapping[str, float]) -> list[str]:
+def command(constants: Mapping[str, object]) -> list[str]:
     """Return the command that starts clamsmtpd with some constants changed, by ``MODULE.NAME``."""
     if not constants:
         return [sys.executable, "-m", "clamsmtpd"]
@@ -48,7 +48,7 @@ class Daemon:
         lmtp: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        constants: Mapping[str, float] | None = None,
+        constants: Mapping[str, object] | None = None,
         wrapper: Sequence[str] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-daemon-"))

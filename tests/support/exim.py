@@ -36,8 +36,7 @@ primary_hostname = mx.example.test
 spool_directory = {folder}/spool
 log_file_path = {folder}/spool/%slog
 pid_file_path = {folder}/spool/pid
-local_interfaces = <; {host}
-daemon_smtp_ports = {port}
+{interfaces}
 keep_environment = LD_PRELOAD : ^NSS_WRAPPER_
 deliver_drop_privilege = true
 never_users =
@@ -50,10 +49,12 @@ acl_smtp_rcpt = accept
 acl_smtp_data = accept
 
 begin routers
+{first_router}
 all:
 {router}
 
 begin transports
+{first_transport}
 mailbox:
   driver = appendfile
   directory = {folder}/mail
@@ -89,6 +90,9 @@ class Exim:
     where these are offered, and what was deferred is sent again every second.
     ``options`` are further lines of the main section of its configuration, ``transport`` those of the transport that
     sends on. With ``certificate`` it offers STARTTLS. It runs as whoever runs the tests, or as nobody if that is root.
+
+    ``interfaces``, ``first_router`` and ``first_transport`` are lines that say where it listens, in place of the port
+    of ``address`` alone, and a router and a transport in front of its own.
     """
 
     def __init__(
@@ -97,11 +101,15 @@ class Exim:
         route: TcpAddress | None = None,
         transport: Sequence[str] = (),
         certificate: Certificate | None = None,
+        interfaces: str = "",
+        first_router: str = "",
+        first_transport: str = "",
+        address: TcpAddress | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-exim-"))
         self.folder.chmod(0o755)
-        self.address = TcpAddress(host, free_port(host))
+        self.address = address or TcpAddress(host, free_port(host))
         self._mailbox = Maildir(self.folder / "mail")
         for name in ("spool", "mail"):
             folder = self.folder / name
@@ -112,8 +120,9 @@ class Exim:
         configuration.write_text(
             _CONFIGURATION.format(
                 folder=self.folder,
-                host=host,
-                port=self.address.port,
+                interfaces=interfaces or f"local_interfaces = <; {host}\ndaemon_smtp_ports = {self.address.port}",
+                first_router=first_router,
+                first_transport=first_transport,
                 tls="*" if certificate else "",
                 options="\n".join([*self._tls(certificate), *options]),
                 router=_TO_THE_MAILBOX if route is None else _ONWARD.format(host=route.host),
@@ -180,6 +189,10 @@ class Exim:
         """Return its main log."""
         log = self.folder / "spool" / "mainlog"
         return log.read_text(encoding="utf-8", errors="backslashreplace") if log.exists() else ""
+
+    def wait_for_log(self, text: str, *, seconds: float = 30) -> None:
+        """Return as soon as ``text`` is in the main log."""
+        self._program.wait_until(lambda: text in self.log(), f"{text!r} in Exim's log", seconds=seconds)
 
     def stop(self) -> None:
         """End it and remove its folder."""

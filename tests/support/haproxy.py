@@ -27,6 +27,9 @@ defaults
   timeout connect 10s
   timeout client 60s
   timeout server 60s
+"""
+
+_RELAY = """
 listen relay
   bind {address}
 {options}
@@ -37,7 +40,8 @@ listen relay
 class HAProxy:
     """A running HAProxy. What comes in at ``address`` goes to ``backend``, with a PROXY header of ``version`` in front.
 
-    ``server`` are further words of its line "server", ``options`` further lines of its section "listen".
+    ``server`` are further words of its line "server", ``options`` further lines of its section "listen". ``relay`` is
+    another such section in place of that, which listens at ``address``.
     """
 
     def __init__(
@@ -46,16 +50,18 @@ class HAProxy:
         *options: str,
         version: Literal[1, 2] = 2,
         server: str = "",
+        relay: str | None = None,
+        address: TcpAddress | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-haproxy-"))
-        self.address = TcpAddress(host, free_port(host))
+        self.address = address or TcpAddress(host, free_port(host))
         self._control = self.folder / "control"
         configuration = self.folder / "haproxy.cfg"
         sending = "send-proxy-v2" if version == 2 else "send-proxy"
         configuration.write_text(
-            _CONFIGURATION.format(
-                control=self._control,
+            _CONFIGURATION.format(control=self._control)
+            + (relay or _RELAY).format(
                 address=self.address,
                 backend=backend,
                 sending=f"{sending} {server}",

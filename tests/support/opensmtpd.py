@@ -29,6 +29,7 @@ class OpenSmtpd:
 
     Mail comes in at ``address``. All of it ends in one mailbox, whoever it is for, or with ``route`` is sent on to
     that address. ``options`` are further lines of smtpd.conf(5), ``listener`` further words of its line "listen on".
+    ``configuration`` is a whole smtpd.conf, which listens at ``address`` and delivers into the maildir ``/mail``.
 
     It offers no STARTTLS: every handshake of version 6.8 as a server fails with OpenSSL 3 (OpenSMTPD's issue 1171).
     As a client it uses it where it is offered.
@@ -39,11 +40,13 @@ class OpenSmtpd:
         *options: str,
         route: TcpAddress | None = None,
         listener: str = "",
+        configuration: str | None = None,
+        address: TcpAddress | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-opensmtpd-"))
         self.folder.chmod(0o755)
-        self.address = TcpAddress(host, free_port(host))
+        self.address = address or TcpAddress(host, free_port(host))
         chroot = Chroot(self.folder / "root", unpacked=["usr/sbin", "usr/libexec"], users=["opensmtpd", "opensmtpq"])
         chroot.make("var/lib/opensmtpd/empty")
         # Or it would ask name servers for the names of those that send it mail.
@@ -51,7 +54,8 @@ class OpenSmtpd:
         self._mailbox = Maildir(chroot.make("mail", NOBODY))
         chroot.write(
             "etc/smtpd.conf",
-            _CONFIGURATION.format(
+            configuration
+            or _CONFIGURATION.format(
                 host=host,
                 port=self.address.port,
                 options="\n".join(options),

@@ -52,6 +52,9 @@ virtual   unix       - n n - -     virtual
 anvil     unix       - - n - 1     anvil
 tlsmgr    unix       - - n 1000? 1 tlsmgr
 postlog   unix-dgram n - n - 1     postlogd
+"""
+
+_SCAN = """
 scan      unix       - - n - 10    smtp
   -o smtp_send_xforward_command=yes
   -o disable_mime_output_conversion=yes
@@ -67,6 +70,9 @@ class Postfix:
     that mail passes before it is queued (before-queue filter). What comes back to ``reinjection`` is filtered
     no more; XFORWARD and XCLIENT are taken there. ``settings`` are further ones of main.cf, ``reinjection_settings``
     those of that one service in master.cf.
+
+    ``main`` is put behind its own main.cf. ``master`` are services for master.cf, in place of the one at
+    ``reinjection`` and of the one that sends to a filter, and of that at ``address`` if it has one there.
     """
 
     def __init__(
@@ -76,12 +82,16 @@ class Postfix:
         proxy_filter: int | None = None,
         settings: Mapping[str, str] | None = None,
         reinjection_settings: Mapping[str, str] | None = None,
+        main: str = "",
+        master: str | None = None,
+        address: TcpAddress | None = None,
+        reinjection: TcpAddress | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-postfix-"))
         self.folder.chmod(0o755)
-        self.address = TcpAddress(host, free_port(host))
-        self.reinjection = TcpAddress(host, free_port(host))
+        self.address = address or TcpAddress(host, free_port(host))
+        self.reinjection = reinjection or TcpAddress(host, free_port(host))
         self._mailbox = Maildir(self.folder / "mail" / "box")
         self._make_folders()
         before: list[str] = []
@@ -98,12 +108,12 @@ class Postfix:
             **(reinjection_settings or {}),
         }
         configuration = self.folder / "etc"
-        (configuration / "main.cf").write_text(self._main(settings or {}))
-        (configuration / "master.cf").write_text(
-            _service(self.address, before)
-            + _service(self.reinjection, [f"{name}={value}" for name, value in after.items()])
-            + _SERVICES
-        )
+        (configuration / "main.cf").write_text(self._main(settings or {}) + main)
+        if master is None:
+            master = _service(self.reinjection, [f"{name}={value}" for name, value in after.items()]) + _SCAN
+        if f"{self.address} inet" not in master:
+            master = _service(self.address, before) + master
+        (configuration / "master.cf").write_text(master + _SERVICES)
         self._program = Program(
             # -d: stay in the foreground. "postfix start" would check, and complain of, the system's own folders.
             [str(_PROGRAMS / "master"), "-c", str(configuration), "-d"],

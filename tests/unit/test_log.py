@@ -329,7 +329,7 @@ def test_a_syslogd_that_starts_later_is_told_what_it_missed(
     path: Path, handler: SyslogHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("clamsmtpd.log.time.monotonic", lambda: now)
+    monkeypatch.setattr("clamsmtpd.datagrams.time.monotonic", lambda: now)
     _log(handler, "one")
     syslogd = Syslogd(path)
     now += 0.9
@@ -351,8 +351,8 @@ def test_without_a_syslogd_hardly_a_system_call_is_made(
         opened.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr("clamsmtpd.log.socket.socket", count)
-    monkeypatch.setattr("clamsmtpd.log.time.monotonic", lambda: 1000.0)
+    monkeypatch.setattr("clamsmtpd.datagrams.socket.socket", count)
+    monkeypatch.setattr("clamsmtpd.datagrams.time.monotonic", lambda: 1000.0)
     for _ in range(100):
         _log(handler, "text")
     assert len(opened) == 1

@@ -140,7 +140,7 @@ def test_an_entry_whose_place_another_text_takes_meanwhile_is_none() -> None:
 
         others = b""
 
-        def find(self, octets: Any, start: Any = None, end: Any = None, /) -> int:  # noqa: ANN401 - as bytearray's
+        def find(self, octets: Any, start: Any = None, end: Any = None, /) -> int:
             place = super().find(octets, start, end)
             if place >= 0:
                 self[place : place + CELL_SIZE] = self.others

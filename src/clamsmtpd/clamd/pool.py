@@ -264,6 +264,12 @@ class Pool:
         """Tell of each scanner what is known of it, for JSON: seconds and octets are numbers."""
         return [member.describe() for member in self._members]
 
+    async def examine(self) -> list[tuple[str, str]]:
+        """Look at each scanner now, by samples; return its address and what is wrong, nothing if it is well."""
+        watches = [member.watch for member in self._members if member.watch is not None]
+        found = await asyncio.gather(*(watch.examine() for watch in watches))
+        return [(str(watch.scanner.address), trouble) for watch, trouble in zip(watches, found, strict=True)]
+
     # ---- scans --------------------------------------------------------------------------------
 
     def begin(self, message: Scannable) -> EarlyScan | None:

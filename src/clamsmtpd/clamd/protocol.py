@@ -7,6 +7,7 @@ name can end one.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from clamsmtpd.values import Clean, Infected, Oversize, Unscanned, Verdict
 
@@ -26,6 +27,7 @@ __all__ = [
     "path_subject",
     "quote",
     "scan_request",
+    "signatures_date",
     "understand",
 ]
 
@@ -152,6 +154,26 @@ class Replies:
         if self._data:
             return f"it closed the connection in the middle of its reply {quote(self._data)}"
         return "it closed the connection without a reply"
+
+
+# ``ClamAV 1.4.3/27600/Fri Apr  4 08:36:16 2025``; without official signatures there is nothing behind the version.
+_SIGNATURES = re.compile(r"[^/]+/[0-9]+/[A-Z][a-z]{2} ([A-Z][a-z]{2}) +([0-9]{1,2}) ([0-9:]{8}) ([0-9]{4})")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def signatures_date(version: str) -> datetime | None:
+    """Return the date of the signatures in an answer to VERSION, in clamd's local time; None if it names none."""
+    found = _SIGNATURES.fullmatch(version.strip())
+    if found is None or found[1] not in _MONTHS:
+        return None
+    hour, _, rest = found[3].partition(":")
+    minute, _, second = rest.partition(":")
+    try:
+        return datetime(  # noqa: DTZ001 - clamd does not say which zone it means
+            int(found[4]), _MONTHS.index(found[1]) + 1, int(found[2]), int(hour), int(minute), int(second)
+        )
+    except ValueError:
+        return None
 
 
 def is_unknown_command(reply: bytes) -> bool:

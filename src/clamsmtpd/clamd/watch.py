@@ -283,6 +283,15 @@ class Watch:
 
     # ---- samples ------------------------------------------------------------------------------
 
+    async def examine(self) -> str:
+        """Look at the scanner now, by a clean and an infected sample; return what is wrong, nothing if it is well."""
+        try:
+            async with asyncio.timeout(self._silence):
+                found = await self._examine()
+        except TimeoutError:
+            found = None
+        return "it did not answer in time" if found is None else found
+
     async def _examine(self) -> str | None:
         """Return why the scanner cannot be relied on; empty if it can, None if that cannot be told."""
         for text in (CLEAN, EICAR):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import NoReturn
 
@@ -9,14 +10,17 @@ __all__ = ["main"]
 
 _NOT_INSTALLED = 3
 
+_LIBRARIES = ("click", "rich")
+
 
 def main() -> NoReturn:
     """Run clamsmtpctl; say what to install where its libraries are missing. Raises SystemExit, always."""
     try:
-        # Only now: the daemon is installed without these.
-        from clamsmtpd.ctl import main as commands  # noqa: PLC0415
+        # The daemon is installed without these.
+        for library in _LIBRARIES:
+            importlib.import_module(library)
     except ModuleNotFoundError as error:
-        if error.name not in {"click", "rich"}:
+        if error.name not in _LIBRARIES:
             raise
         print(
             f"clamsmtpctl: the Python library {error.name} is missing; install clamsmtpd[ctl], or the packages "
@@ -24,6 +28,8 @@ def main() -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(_NOT_INSTALLED)
+    from clamsmtpd.ctl import main as commands  # noqa: PLC0415
+
     commands.main()
 
 

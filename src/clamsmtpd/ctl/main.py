@@ -16,7 +16,12 @@ __all__ = ["cli", "main"]
 #: Each command, and the module of this package that has it, under the same name. A command is loaded when it is asked
 #: for: what one of them needs, such as a library, is not needed by the others.
 COMMANDS: dict[str, str] = {
+    "check": "check",
     "completion": "completion",
+    "explain": "explain",
+    "quarantine": "quarantine",
+    "scan": "scan",
+    "top": "top",
 }
 
 

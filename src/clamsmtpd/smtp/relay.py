@@ -59,7 +59,7 @@ from clamsmtpd.smtp.syntax import (
 )
 from clamsmtpd.values import Bounce, Decision, Defer, Deliver, Drop, Envelope, Ground, Insertion, OutTls
 
-__all__ = ["ERRORS_MAX", "INPUT_MAX", "OUTSTANDING_MAX", "Relay", "Terms"]
+__all__ = ["ERRORS_MAX", "INPUT_MAX", "OUTSTANDING_MAX", "Relay", "Terms", "reply_to"]
 
 #: Commands in a row that we refuse ourselves before the client is told 421. The next hop, which has a limit
 #: of its own, sees none of them.
@@ -859,13 +859,8 @@ class Relay:
             return
         if message.failure:
             self._finish_message(message.failure)
-        elif isinstance(decision, Drop):
-            self._finish_message(replies.VIRUS_DROPPED)
-        elif isinstance(decision, Bounce):
-            self._finish_message(_BOUNCES.get(decision.ground, replies.VIRUS_BOUNCED))
-        elif isinstance(decision, Defer):
-            oversize = decision.ground is Ground.OVERSIZE
-            self._finish_message(replies.OVERSIZE_DEFERRED if oversize else replies.SCAN_FAILED)
+        elif not isinstance(decision, Deliver):
+            self._finish_message(reply_to(decision))
         elif self._server_gone:
             self._finish_message(replies.NEXT_HOP_LOST_MESSAGE)
         elif message.raw:
@@ -1272,6 +1267,15 @@ _BOUNCES = {Ground.OVERSIZE: replies.OVERSIZE_BOUNCED, Ground.FORGERY: replies.F
 
 # A reply of one line that is good, if the line is well-formed (RFC 5321 section 4.2).
 _GOOD_REPLY = re.compile(rb"2[0-9][0-9] ")
+
+
+def reply_to(decision: Drop | Bounce | Defer) -> bytes:
+    """Return what the client is told of a message that is not delivered."""
+    if isinstance(decision, Drop):
+        return replies.VIRUS_DROPPED
+    if isinstance(decision, Bounce):
+        return _BOUNCES.get(decision.ground, replies.VIRUS_BOUNCED)
+    return replies.OVERSIZE_DEFERRED if decision.ground is Ground.OVERSIZE else replies.SCAN_FAILED
 
 
 def _is_one_line(data: bytes, limit: int) -> bool:

@@ -6,6 +6,8 @@ Each is one line, with the enhanced status code of RFC 3463 where the basic code
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = [
     "ALREADY_SECURE",
     "ARGUMENT_NOT_ALLOWED",
@@ -50,6 +52,7 @@ __all__ = [
     "TURNED_AWAY",
     "VIRUS_BOUNCED",
     "VIRUS_DROPPED",
+    "WHEN",
     "WRONG_HELLO",
     "XCLIENT_REFUSED",
     "bad_attribute",
@@ -117,6 +120,57 @@ NEXT_HOP_INSECURE = b"421 4.7.4 Next hop offers no TLS that is good enough; try 
 NEXT_HOP_CONFUSED = b"421 4.3.0 Next hop gave an answer out of order; try again later\r\n"
 CLIENT_TIMED_OUT = b"421 4.4.2 Timed out waiting for you; closing\r\n"
 LOOP = b"421 4.4.6 Connection loops back to this filter; closing\r\n"
+
+#: When each is given; the reference shows them with it.
+WHEN: Mapping[str, str] = {
+    "START_TLS": "STARTTLS, with TLSCertificate",
+    "START_INPUT": "DATA, when a recipient was accepted; the next hop hears DATA after the verdict",
+    "VIRUS_DROPPED": "a virus was found, and Action, or an ActionFor, is drop",
+    "VIRUS_BOUNCED": "a virus was found, and Action, or an ActionFor, is bounce",
+    "OVERSIZE_BOUNCED": "the message is larger than any scanner looks at, and Oversize is bounce",
+    "OVERSIZE_DEFERRED": "the message is larger than any scanner looks at, and Oversize is defer",
+    "FORGERY_BOUNCED": "a message holds more than 100 fields of names that only the filter may give",
+    "SCAN_FAILED": "no scanner had a verdict in time, and ScanFailure is defer; or the message could not be kept in "
+    "quarantine or read on this host",
+    "TURNED_AWAY": "DATA or BDAT, when no scanner was there for half a minute, or so much waits for them that this "
+    "message could not be judged in time",
+    "CANNOT_STORE": "the text could not be written to TempDirectory: the disk is full, say",
+    "CLIENT_LEFT": "the client closed its direction of the connection before the reply to its message",
+    "NEXT_HOP_LOST_MESSAGE": "the next hop was lost, or fell silent, or did not answer in SMTP, after DATA",
+    "TOO_LARGE": "the message is larger than the SIZE that the next hop announced",
+    "DECEPTIVE_END": "a lone dot between line ends that are not CRLF, which some servers take for the end",
+    "COMMAND_UNKNOWN": "a command that is not in the table of commands",
+    "COMMAND_REFUSED": "a command that could lead a message past the scanner, such as BURL, or that is not available, "
+    "such as STARTTLS without a certificate",
+    "COMMAND_TOO_LONG": "a command line that is longer than is allowed",
+    "FORBIDDEN_OCTET": "a command with NUL in it, or with a CR or LF that are no pair",
+    "ARGUMENT_NOT_ALLOWED": "DATA or STARTTLS with an argument",
+    "WRONG_HELLO": "LHLO by SMTP, or HELO or EHLO by LMTP",
+    "HELLO_FIRST": "a command that needs HELO, EHLO or LHLO before it",
+    "MAIL_FIRST": "RCPT, DATA or BDAT without a MAIL that the next hop accepted",
+    "IN_TRANSACTION": "STARTTLS or XCLIENT within a transaction, or behind AUTH",
+    "ALREADY_SECURE": "STARTTLS when TLS is in use",
+    "NO_RECIPIENTS": "DATA or BDAT by SMTP when no recipient was accepted",
+    "NO_RECIPIENTS_LMTP": "DATA or BDAT by LMTP when no recipient was accepted",
+    "ONE_RECIPIENT": "a second RCPT where SMTP clients talk to an LMTP next hop",
+    "BDAT_WITH_MORE": "BDAT with anything but a length and LAST",
+    "BINARY_NEEDS_BDAT": "DATA after MAIL with BODY=BINARYMIME",
+    "BINARY_NOT_AVAILABLE": "BODY=BINARYMIME where the next hop does not have it and CHUNKING",
+    "CHUNKS_BEGUN": "another command between the chunks of a message",
+    "CHUNK_REFUSED_BEFORE": "BDAT behind a chunk that was refused",
+    "PROXY_REFUSED": "a PROXY header from a client that is not among TrustedClients, or without ProxyProtocol: on",
+    "XCLIENT_REFUSED": "XCLIENT from a client that is not among TrustedClients",
+    "BDAT_LENGTH_UNKNOWN": "BDAT whose length cannot be read: nobody knows where the next command begins",
+    "TOO_MANY_ERRORS": "100 commands in a row were refused",
+    "SHUTTING_DOWN": "the daemon has been told to stop, and no transaction is under way",
+    "TOO_MANY_CONNECTIONS": "MaxConnections is reached, or no descriptor is left",
+    "NEXT_HOP_UNREACHABLE": "nobody answers at OutAddress, or not with a greeting",
+    "NEXT_HOP_LOST": "the next hop was lost, or fell silent, outside of a message's text",
+    "NEXT_HOP_INSECURE": "OutTLS is encrypt or verify, and the next hop has no such TLS",
+    "NEXT_HOP_CONFUSED": "the next hop said what is no SMTP reply, or a reply that nobody asked for",
+    "CLIENT_TIMED_OUT": "the client was silent, or too slow, for as long as TimeOut",
+    "LOOP": "the connection came from this filter itself, or with TransparentProxy was made straight to it",
+}
 
 
 def greeting(*, lmtp: bool = False) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from clamsmtpd.clamd.protocol import (
     is_unknown_command,
     path_subject,
     scan_request,
+    signatures_date,
     understand,
 )
 from clamsmtpd.values import Clean, Infected, Oversize, Unscanned, Verdict
@@ -348,3 +350,21 @@ def test_any_cutting_gives_the_same_verdict(reply: bytes, cuts: set[int]) -> Non
     edges = sorted({0, len(reply), *(cut for cut in cuts if cut < len(reply))})
     pieces = [reply[start:stop] for start, stop in itertools.pairwise(edges)]
     assert read(FD, pieces) == read(FD, [reply])
+
+
+@pytest.mark.parametrize(
+    ("version", "date"),
+    [
+        ("ClamAV 1.4.3/27600/Fri Apr  4 08:36:16 2025", datetime(2025, 4, 4, 8, 36, 16)),  # noqa: DTZ001
+        ("ClamAV 0.103.8/26900/Sun Dec 31 23:59:59 2023\n", datetime(2023, 12, 31, 23, 59, 59)),  # noqa: DTZ001
+        ("ClamAV 1.4.3", None),
+        ("", None),
+        ("ClamAV 1.4.3/27600/Fri Foo  4 08:36:16 2025", None),
+        ("ClamAV 1.4.3/27600/Fri Feb 30 08:36:16 2025", None),
+        ("ClamAV 1.4.3/27600/Fri Apr  4 08:99:16 2025", None),
+        ("ClamAV 1.4.3/27600/Fri Apr  4 ::::::: 2025", None),
+        ("220 mail.example ESMTP", None),
+    ],
+)
+def test_the_date_of_the_signatures(version: str, date: datetime | None) -> None:
+    assert signatures_date(version) == date

@@ -333,7 +333,7 @@ class Reluctant(socket.socket):
     takes = 1000
     broken = False
 
-    def sendmsg(self, *args: Any) -> int:  # noqa: ANN401
+    def sendmsg(self, *args: Any) -> int:
         if self.refusal:
             raise OSError(self.refusal, os.strerror(self.refusal))
         return super().sendmsg(*args)

@@ -111,7 +111,7 @@ def test_a_small_message_is_one_packet(run: Run) -> None:
     calls = 0
 
     class Counting(socket.socket):
-        def sendmsg(self, *args: Any) -> int:  # noqa: ANN401
+        def sendmsg(self, *args: Any) -> int:
             nonlocal calls
             calls += 1
             return super().sendmsg(*args)
@@ -254,7 +254,7 @@ def test_a_clamd_that_leaves_in_the_midst(run: Run) -> None:
 
 def test_what_cannot_be_sent_has_a_limit_too(run: Run) -> None:
     class Broken(socket.socket):
-        def sendmsg(self, *_: Any) -> int:  # noqa: ANN401
+        def sendmsg(self, *_: Any) -> int:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
     async def main() -> None:

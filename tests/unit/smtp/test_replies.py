@@ -7,7 +7,7 @@ import re
 from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.syntax import Reply, ReplyReader
 
-MADE_UP = {name: getattr(replies, name) for name in replies.__all__ if name.isupper() and name != "NAME"}
+MADE_UP = {name: getattr(replies, name) for name in replies.__all__ if name.isupper() and name not in {"NAME", "WHEN"}}
 
 
 def test_each_is_one_complete_line_with_the_enhanced_code_of_its_class() -> None:
@@ -21,6 +21,10 @@ def test_each_is_one_complete_line_with_the_enhanced_code_of_its_class() -> None
         assert len(text) <= 512, name
         if reply.code != 354:
             assert re.match(rb"%d\.\d{1,3}\.\d{1,3} \S" % (reply.code // 100), reply.lines[0]), name
+
+
+def test_of_each_it_is_said_when_it_is_given() -> None:
+    assert set(replies.WHEN) == set(MADE_UP)
 
 
 def test_greeting_and_hello_say_our_name() -> None:

@@ -1,0 +1,119 @@
+"""The log of the running daemon, for programs and for the journal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import smtplib
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from clamsmtpd.ctl.main import cli
+from tests.support.clamd import EICAR, EICAR_NAME, Clamd
+from tests.support.daemon import Daemon
+from tests.support.sink import Sink
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def clamd() -> Iterator[Clamd]:
+    with Clamd() as running:
+        yield running
+
+
+@pytest.fixture
+def hop() -> Iterator[Sink]:
+    with Sink() as running:
+        yield running
+
+
+def send_two(running: Daemon) -> None:
+    with smtplib.SMTP(running.host, running.port, timeout=30) as client:
+        client.sendmail("a@example.org", ["b@example.org", "c@example.org"], b"Subject: x\r\n\r\nclean\r\n")
+        client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\n" + EICAR + b"\r\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_line_is_an_object_and_an_id_joins_those_of_a_message(clamd: Clamd, hop: Sink, workers: int) -> None:
+    settings = [f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "LogFormat: json", "Quarantine: on"]
+    with Daemon(*settings, "VirusAction: exit 3", f"Workers: {workers}") as running:
+        send_two(running)
+        running.wait_for_log("hook.started")
+        running.send(signal.SIGTERM)
+        assert running.wait() == 0
+        events: list[dict[str, Any]] = [json.loads(line) for line in running.log().splitlines()]
+    names = {event["event"] for event in events}
+    assert {"daemon.started", "connection.accepted", "scanner.up", "daemon.stopping", "daemon.stopped"} <= names
+    assert "other" not in names
+    (accepted,) = [event for event in events if event["event"] == "connection.accepted"]
+    connection = accepted["connection"]
+    first, second = (
+        [event for event in events if event.get("message") == f"{connection}-{number}"] for number in (1, 2)
+    )
+    assert {"message.judged", "message.ended"} <= {event["event"] for event in first}
+    assert {"message.judged", "message.ended", "virus.quarantined", "hook.started"} <= {
+        event["event"] for event in second
+    }
+    (judged,) = [event for event in second if event["event"] == "message.judged"]
+    assert (judged["status"], judged["virus"], judged["sender"]) == ("infected", EICAR_NAME, "a@example.org")
+    assert judged["text"] == f"{connection}: from=a@example.org, to=b@example.org, status=VIRUS:{EICAR_NAME}"
+    (ended,) = [event for event in first if event["event"] == "message.ended"]
+    assert (ended["outcome"], ended["scanner"], ended["recipients_count"]) == ("delivered", str(clamd.unix), 2)
+
+
+def test_explain_finds_a_message_in_that_log(clamd: Clamd, hop: Sink, tmp_path: Path) -> None:
+    with Daemon(f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "LogFormat: json", level=3) as running:
+        send_two(running)
+        running.wait_for_log('"outcome": "dropped"')
+        log = tmp_path / "log"
+        log.write_text(running.log())
+    ended = next(json.loads(line) for line in log.read_text().splitlines() if '"dropped"' in line)
+    done = CliRunner().invoke(cli, ["explain", ended["message"], "--log", str(log)])
+    assert done.exit_code == 0
+    assert f"verdict: infected, {EICAR_NAME}, by clamd at {clamd.unix}" in done.output
+
+
+def test_the_text_log_has_no_account_of_messages(clamd: Clamd, hop: Sink) -> None:
+    with Daemon(f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}") as running:
+        send_two(running)
+        running.wait_for_log("status=VIRUS")
+        running.send(signal.SIGTERM)
+        assert running.wait() == 0
+        assert "message ended" not in running.log()
+
+
+# What the service manager would set for it: that its standard error is the journal's stream.
+START = (
+    "import os, sys; status = os.fstat(2); "
+    "os.environ['JOURNAL_STREAM'] = f'{status.st_dev}:{status.st_ino}'; os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def test_under_systemd_the_log_goes_to_the_journal_with_fields(clamd: Clamd, hop: Sink, tmp_path: Path) -> None:
+    place = tmp_path / "journal"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(place))
+        journal.settimeout(20)
+        with Daemon(
+            f"OutAddress: {hop.address}",
+            f"ClamAddress: {clamd.unix}",
+            # Below the level at which its start would be waited for in what it writes: it writes nothing.
+            level=2,
+            wrapper=[sys.executable, "-c", START],
+            constants={"journal.SOCKET": str(place), "log._LEVELS": (50, 20, 20, 20, 10)},
+        ) as running:
+            send_two(running)
+            found = b""
+            while b"status=VIRUS" not in found:
+                found = journal.recv(100_000)
+            assert b"CLAMSMTPD_EVENT=message.judged\n" in found
+            assert f"CLAMSMTPD_VIRUS={EICAR_NAME}\n".encode() in found
+            assert b"SYSLOG_IDENTIFIER=clamsmtpd\n" in found
+            assert running.log() == ""
