@@ -106,8 +106,7 @@ EVENTS: tuple[Event, ...] = (
     Event("message.ended", "info",
           "%s: message ended: %s",
           ("connection", "account"),
-          "All that is known of a message: times, scanner, verdict, decision, reply. In the json log and "
-          "the journal alone."),
+          "All that is known of a message: times, scanner, verdict, decision, reply. In the json log alone."),
     Event("message.turned_away", "warning",
           "message refused before its text: no scanner could judge it in time",
           (),
