@@ -7,10 +7,12 @@ searches at once, none while the scanners have enough to do, and each with an en
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from time import thread_time
 
 from clamsmtpd.account import Tag
 from clamsmtpd.clamd.pool import Pool
@@ -26,7 +28,7 @@ _log = logging.getLogger("clamsmtpd")
 #: Seconds from the verdict to the end of a search, whatever it has come to: a hook may wait for it.
 LIMIT = 20.0
 
-#: Seconds of a search in which nothing else is done, all together: more than an honest message ever takes.
+#: Seconds of a processor that a search may take to take a message apart: more than an honest message ever takes.
 WORK_MAX = 2.0
 
 #: Searches of a worker at once. Each has at most one scan under way.
@@ -162,23 +164,23 @@ class Culprits:
         file: Spool | None = None
         digest = hashlib.sha256()
         try:
-            async for piece in _pieces(share):
-                if file is None:
-                    file = Spool(self._directory, f"clamsmtpd-{tag}")
-                    digest = hashlib.sha256()
-                file.append(piece.octets)
-                digest.update(piece.octets)
-                if not piece.last:
-                    continue
-                file.seal(stuffed=False)
-                found = await self._scan(file)
-                if found:
-                    culprit = Culprit(piece.part, found, file.size, digest.hexdigest())
-                    if found == virus:
-                        return culprit
-                    suspect = suspect or culprit
-                file.close()
-                file = None
+            async with contextlib.aclosing(_pieces(share)) as pieces:
+                async for piece in pieces:
+                    if file is None:
+                        file = Spool(self._directory, f"clamsmtpd-{tag}")
+                        digest = hashlib.sha256()
+                    file.append(piece.octets)
+                    digest.update(piece.octets)
+                    if not piece.last:
+                        continue
+                    file.seal(stuffed=False)
+                    if found := await self._scan(file):
+                        culprit = Culprit(piece.part, found, file.size, digest.hexdigest())
+                        if found == virus:
+                            return culprit
+                        suspect = suspect or culprit
+                    file.close()
+                    file = None
         finally:
             if file is not None:
                 file.close()
@@ -202,16 +204,16 @@ class Culprits:
             await asyncio.sleep(_LOOK)
 
 
-async def _pieces(share: Share) -> AsyncIterator[Piece]:
+async def _pieces(share: Share) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of all parts. Others get their turn, and there is an end to what they have to put up with."""
-    now = asyncio.get_running_loop().time
     parts = Parts()
     worked = 0.0
     for data in share.pieces():
         for start in range(0, len(data), _PIECE):
-            begin = now()
+            # The clock of the loop stands still as long as one turn lasts.
+            begin = thread_time()
             found = list(parts.feed(data[start : start + _PIECE]))
-            worked += now() - begin
+            worked += thread_time() - begin
             for piece in found:
                 yield piece
             if worked > WORK_MAX:
