@@ -46,7 +46,11 @@ BUSY = 1.0
 _LOOK = 0.25
 
 # Octets of a message that are taken apart in one go, while all sessions wait.
-_PIECE = 16384
+_PIECE = 4096
+
+# After so many seconds of that a search pauses, for some times as long: an outbreak must leave most to the mail.
+_STINT = 0.005
+_REST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +211,7 @@ class Culprits:
 async def _pieces(share: Share) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of all parts. Others get their turn, and there is an end to what they have to put up with."""
     parts = Parts()
-    worked = 0.0
+    worked = rested = 0.0
     for data in share.pieces():
         for start in range(0, len(data), _PIECE):
             # The clock of the loop stands still as long as one turn lasts.
@@ -220,7 +224,12 @@ async def _pieces(share: Share) -> AsyncGenerator[Piece, None]:
                 raise _GivenUpError("the message is made to be hard to take apart")
             if parts.exhausted:
                 raise _GivenUpError("the message is too large, or has too many parts")
-            await asyncio.sleep(0)
+            stint = worked - rested
+            if stint < _STINT:
+                await asyncio.sleep(0)
+            else:
+                rested = worked
+                await asyncio.sleep(_REST * stint)
     for piece in list(parts.finish()):
         yield piece
 
