@@ -19,6 +19,7 @@ from clamsmtpd.admin.pages import PATHS
 from clamsmtpd.config import SETTINGS, Setting
 from clamsmtpd.ctl.main import cli
 from clamsmtpd.ctl.output import Status
+from clamsmtpd.logevents import EVENTS, Event
 from clamsmtpd.metrics import FAILURES, OUTCOMES, VERDICTS
 from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.capabilities import OURS, PASSED
@@ -96,6 +97,18 @@ def label_values() -> str:
 def failure_table() -> str:
     """Return the kinds of failure that are counted."""
     return table(["kind", "What it is"], ([f"`{kind.name.lower()}`", plain_cell(told)] for kind, told in FAILURES))
+
+
+def event_table() -> str:
+    """Return every line of the log."""
+
+    def row(event: Event) -> list[str]:
+        fields = iter(event.fields)
+        line = re.sub(r"%[sdg]", lambda _: next(fields).upper(), event.format)
+        shown = ", ".join(f"`{name}`" for name in event.fields)
+        return [f"`{event.name}`", event.level or "varies", f"`{line}`", shown, plain_cell(event.meaning)]
+
+    return table(["Event", "Level", "Line", "Fields", "What it means"], map(row, EVENTS))
 
 
 # ---- clamsmtpctl ----------------------------------------------------------------------------------
@@ -203,6 +216,7 @@ def main() -> int:
         MANUAL / "clamsmtpd.conf.5.md": {"settings": manual_settings()},
         MANUAL / "clamsmtpctl.8.md": {"commands": commands(), "exit statuses": exit_statuses()},
         REFERENCE / "replies.md": {"replies": reply_table()},
+        REFERENCE / "log.md": {"events": event_table()},
         REFERENCE / "metrics.md": {
             "metrics": metric_table(),
             "labels": label_values(),
