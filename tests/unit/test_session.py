@@ -69,11 +69,13 @@ def test_a_virus_is_dropped_kept_and_reported(tmp_path: Path, caplog: pytest.Log
             variables = dict(line.split("=", 1) for line in seen.read_text().splitlines())
             assert variables.pop("PWD", "")
             assert variables == {
+                "ATTACHMENT": "part 1 (text/plain)",
                 "CLIENT": "127.0.0.1",
                 "SERVER": "127.0.0.1",
                 "SENDER": "a@example.org",
                 "RECIPIENTS": "b@example.org",
                 "EMAIL": str(kept),
+                "SHA256": hashlib.sha256(b".bad\r\n").hexdigest(),
                 "TMPDIR": str(here.folder),
                 "VIRUS": "Eicar-Test",
                 # A clamd that finds it in all that it gets finds it in the one part too.
