@@ -264,4 +264,4 @@ def test_a_quarantine_that_vanishes_keeps_the_message_with_the_client(
         client.sendmail("a@example.org", ["b@example.org"], infected)
         client.sendmail("a@example.org", ["b@example.org"], b"Subject: large\r\n\r\n" + b"x\r\n" * 100_000)
     assert len(sink.wait_for_messages(2)) == 2
-    assert [name.partition(".")[0] for name in os.listdir(folder)] == ["virus"]
+    assert [name.partition(".")[0] for name in daemon.spooled()] == ["virus"]
