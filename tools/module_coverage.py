@@ -17,6 +17,7 @@ MODULES = [
     "config",
     "headers",
     "metrics",
+    "parts",
     "policy",
     "proxyprotocol",
     "templates",

@@ -79,6 +79,8 @@ class Client(smtplib.SMTP):
         try:
             self.quit()
         except (OSError, smtplib.SMTPException):
+            pass
+        finally:
             self.close()
 
 
