@@ -156,13 +156,17 @@ class Inspector:
         self._clock = clock
         self._row = Metrics().row(0) if row is None else row
 
-    def admits(self) -> bool:
-        """Tell whether a message that comes now can be judged in time; if not, it need not be sent."""
+    def admits(self, tag: Tag) -> bool:
+        """Tell whether a message that comes now can be judged in time; if not, it need not be sent.
+
+        ``tag`` is what the log calls the connection.
+        """
         # One that passes unscanned if need be can always come.
         if self._settings.scan_failure is Unjudged.PASS or self._scans.admits():
             return True
         self._row[TURNED_AWAY] += 1
-        _log.warning("message refused before its text: no scanner could judge it in time")
+        # In the text that programs know there is no connection.
+        _log.warning("message refused before its text: no scanner could judge it in time", extra={"tag": tag})
         return False
 
     def expect(self, octets: int | None) -> None:

@@ -1,7 +1,8 @@
 """What the daemon logs: one table of all its lines, with names that stay and what each means.
 
 The code logs plain text by these formats. Where the log is to have names, for programs (``LogFormat: json``) and for
-the journal, a record is looked up here by its level and format; a test holds the table against the code.
+the journal, a record is looked up here by its level and format; a test holds the table against the code. What a relay
+notes has the connection in front (:meth:`clamsmtpd.session.Session`), and is listed with it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-__all__ = ["EVENTS", "OTHER", "Event", "event_of"]
+__all__ = ["ENDED", "EVENTS", "OTHER", "Event", "event_of"]
 
 
 class Event(NamedTuple):
@@ -25,8 +26,11 @@ class Event(NamedTuple):
     meaning: str
 
 
-#: The name of what is in no table: lines that are made of others, such as how many were left out.
+#: The name of what is in no table.
 OTHER = "other"
+
+#: The name of the one that has the whole account of a message.
+ENDED = "message.ended"
 
 # fmt: off
 EVENTS: tuple[Event, ...] = (
@@ -74,11 +78,14 @@ EVENTS: tuple[Event, ...] = (
           "%s: TLS handshake with the client failed: %s",
           ("connection", "error"),
           "The client wanted TLS, and there is none."),
-    Event("connection.trouble", "warning",
-          "%s: %s",
-          ("connection", "text"),
-          "Something about the next hop or the client that the administrator should know: a refusal, a "
-          "lost connection, a message with a disguised end."),
+    Event("connection.proxy_header", "warning",
+          "%s: PROXY protocol from a client that is not among TrustedClients, or without ProxyProtocol: on",
+          ("connection",),
+          "A proxy that nobody here trusts was told 421; name it in TrustedClients, and set ProxyProtocol."),
+    Event("connection.client_left", "warning",
+          "%s: client left before the reply to its message; nothing delivered",
+          ("connection",),
+          "It did not wait long enough; see its timeout, and how long scans take. It will send the message again."),
     Event("connection.dialogue", "debug",
           "%s: %s %s",
           ("connection", "direction", "line"),
@@ -87,6 +94,86 @@ EVENTS: tuple[Event, ...] = (
           "%s: next hop uses %s",
           ("connection", "tls"),
           "TLS with the next hop has begun."),
+    Event("next_hop.unreachable", "warning",
+          "%s: next hop: cannot connect to %s: %s",
+          ("connection", "next_hop", "error"),
+          "Clients are told 421 and come again; see OutAddress, and whether that server runs."),
+    Event("next_hop.lost", "warning",
+          "%s: next hop: connection lost: %s",
+          ("connection", "error"),
+          "It has closed the connection, or the network has."),
+    Event("next_hop.timed_out", "warning",
+          "%s: timed out waiting for %s",
+          ("connection", "awaited"),
+          "The next hop did not move for so long as RFC 5321 gives it."),
+    Event("next_hop.refused", "warning",
+          "%s: next hop greeted with %s",
+          ("connection", "reply"),
+          "It takes no mail from this filter; see its access rules."),
+    Event("next_hop.refused", "warning",
+          "%s: next hop refused DATA: %s",
+          ("connection", "reply"),
+          "It does not take a message that is to be delivered. The client has its reply."),
+    Event("next_hop.refused", "warning",
+          "%s: next hop refused the message: %s",
+          ("connection", "reply"),
+          "As above, after the text."),
+    Event("next_hop.closed", "warning",
+          "%s: next hop closed the dialogue: %s",
+          ("connection", "reply"),
+          "It ends, or has waited too long. The client has its reply."),
+    Event("next_hop.confused", "warning",
+          "%s: next hop sent what is no SMTP reply: %s%s",
+          ("connection", "reply", "hint"),
+          "What listens there is no SMTP server, or there is a fault in it. The message stays with the client."),
+    Event("next_hop.confused", "warning",
+          "%s: next hop sent a reply that nobody asked for: %s",
+          ("connection", "reply"),
+          "As above: its replies cannot be told apart any more."),
+    Event("next_hop.confused", "warning",
+          "%s: next hop asked for more with %s",
+          ("connection", "reply"),
+          "As above: to a command that has no more."),
+    Event("next_hop.confused", "warning",
+          "%s: next hop answered DATA with %s",
+          ("connection", "reply"),
+          "As above: neither 354 nor a refusal."),
+    Event("next_hop.confused", "warning",
+          "%s: next hop answered %s before the end of a message",
+          ("connection", "reply"),
+          "As above: it takes what it has not read."),
+    Event("next_hop.confused", "warning",
+          "%s: next hop answered %s to the end of a message",
+          ("connection", "reply"),
+          "As above: neither taken nor refused."),
+    Event("next_hop.confused", "warning",
+          "%s: next hop answered RSET with %s",
+          ("connection", "reply"),
+          "As above: a transaction that nobody wants goes on there."),
+    Event("next_hop.confused", "warning",
+          "%s: next hop answered NOOP with %s",
+          ("connection", "reply"),
+          "As above."),
+    Event("next_hop.confused", "warning",
+          "%s: next hop sent something behind its reply to STARTTLS",
+          ("connection",),
+          "Somebody between it and us may have put it there."),
+    Event("next_hop.tls_failed", "warning",
+          "%s: next hop: TLS handshake failed: %s",
+          ("connection", "error"),
+          "With OutTLS: may the mail goes in plain text; otherwise not at all."),
+    Event("next_hop.no_tls", "warning",
+          "%s: next hop does not offer STARTTLS",
+          ("connection",),
+          "OutTLS wants it: no mail goes there."),
+    Event("next_hop.no_tls", "warning",
+          "%s: next hop refused STARTTLS: %s",
+          ("connection", "reply"),
+          "As above."),
+    Event("next_hop.no_xclient", "warning",
+          "%s: next hop does not offer XCLIENT; it takes the filter's address for the client's",
+          ("connection",),
+          "Give this filter that right there (Postfix: smtpd_authorized_xclient_hosts), or set XClient: off."),
     Event("next_hop.not_ready", "warning",
           "not ready: next hop %s: %s",
           ("next_hop", "error"),
@@ -103,10 +190,11 @@ EVENTS: tuple[Event, ...] = (
           "%s: the verdict came after the client had left: %s",
           ("connection", "verdict"),
           "It is kept for when the client comes again."),
-    Event("message.ended", "info",
+    Event(ENDED, "info",
           "%s: message ended: %s",
           ("connection", "account"),
-          "All that is known of a message: times, scanner, verdict, decision, reply. In the json log alone."),
+          "All that is known of a message: times, scanner, verdict, decision, reply. In the json log and "
+          "the journal alone; clamsmtpctl explain reads it."),
     Event("message.turned_away", "warning",
           "message refused before its text: no scanner could judge it in time",
           (),
@@ -131,6 +219,15 @@ EVENTS: tuple[Event, ...] = (
           "%s: cannot close the spool: %s",
           ("connection", "error"),
           "A file of DebugFiles could not be kept."),
+    Event("message.storage_failed", "warning",
+          "%s: next hop: cannot read the spool: %s",
+          ("connection", "error"),
+          "TempDirectory cannot be read; the next hop has half a message, and drops it as its end does not come."),
+    Event("message.deceptive_end", "warning",
+          "%s: message refused: a dot stands between line ends that are not CRLF",
+          ("connection",),
+          "One server takes that for the end of a message and another does not (SMTP smuggling). The client was told "
+          "550."),
     Event("virus.quarantined", "info",
           "%s: quarantined virus file as: %s",
           ("connection", "file"),
@@ -168,7 +265,7 @@ EVENTS: tuple[Event, ...] = (
           "the index of the quarantine was corrupt (%s); it is now %s, and a new one is made from the files",
           ("error", "file"),
           "Envelopes and releases that only the old index knew are in that file."),
-    Event("hook.started", "debug",
+    Event("hook.ended", "debug",
           "%s: hook ended with status %d",
           ("connection", "status"),
           "VirusAction has ended."),
@@ -241,11 +338,11 @@ EVENTS: tuple[Event, ...] = (
           "What was counted since the start; asked for by SIGUSR1."),
     Event("daemon.failed", "critical",
           "%s",
-          ("text",),
+          ("reason",),
           "Why the daemon does not start."),
     Event("daemon.warning", "warning",
           "%s",
-          ("text",),
+          ("warning",),
           "Something about the settings or the machine, at the start and at each reading of the settings."),
     Event("daemon.root", "warning",
           "running as root is not needed; give a user with the setting User",
@@ -289,7 +386,7 @@ EVENTS: tuple[Event, ...] = (
           "A worker has ended while the daemon stops."),
     Event("worker.stuck", "error",
           "worker %d (process %d) has not moved for %g s",
-          ("worker", "pid", "seconds"),
+          ("worker", "process", "seconds"),
           "It is replaced."),
     Event("worker.failed", "error",
           "worker %d cannot be started: %s; next try in %g s",
@@ -299,6 +396,14 @@ EVENTS: tuple[Event, ...] = (
           "the supervisor is gone; stopping",
           (),
           "Somebody has killed it."),
+    Event("log.left_out", "",
+          "%s more like this in %.0f s, the last one: %s",
+          ("count", "seconds", "last"),
+          "Warnings or errors of one kind came faster than two a second."),
+    Event("log.lost", "warning",
+          "%s log lines were lost, %s did not take them",
+          ("count", "receiver"),
+          "The log daemon was not there, or too slow; the mail did not wait for it."),
     Event("internal.error", "error",
           "%s: internal error: %s: %s",
           ("connection", "kind", "error"),

@@ -48,7 +48,7 @@ def test_each_line_is_an_object_and_an_id_joins_those_of_a_message(clamd: Clamd,
     settings = [f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "LogFormat: json", "Quarantine: on"]
     with Daemon(*settings, "VirusAction: exit 3", f"Workers: {workers}") as running:
         send_two(running)
-        running.wait_for_log("hook.started")
+        running.wait_for_log("hook.ended")
         running.send(signal.SIGTERM)
         assert running.wait() == 0
         events: list[dict[str, Any]] = [json.loads(line) for line in running.log().splitlines()]
@@ -61,7 +61,7 @@ def test_each_line_is_an_object_and_an_id_joins_those_of_a_message(clamd: Clamd,
         [event for event in events if event.get("message") == f"{connection}-{number}"] for number in (1, 2)
     )
     assert {"message.judged", "message.ended"} <= {event["event"] for event in first}
-    assert {"message.judged", "message.ended", "virus.quarantined", "hook.started"} <= {
+    assert {"message.judged", "message.ended", "virus.quarantined", "hook.ended"} <= {
         event["event"] for event in second
     }
     (judged,) = [event for event in second if event["event"] == "message.judged"]

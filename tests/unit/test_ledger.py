@@ -9,7 +9,7 @@ from clamsmtpd.board import BOARD_SIZE, Board
 from clamsmtpd.clamd.course import Course
 from clamsmtpd.ledger import Ledger
 from clamsmtpd.metrics import OUTCOMES, VERDICTS, Metrics, Span
-from clamsmtpd.values import Clean, Infected
+from clamsmtpd.values import Clean, Envelope, Infected
 
 
 def test_every_outcome_has_a_name_among_the_numbers() -> None:
@@ -32,6 +32,16 @@ def test_a_closed_account_is_counted_and_kept() -> None:
     assert kept["message"] == "100ABC-1"
     assert kept["seconds"] == 6.0
     assert kept["since"] > 1_700_000_000
+
+
+def test_an_account_of_the_longest_addresses_is_kept_too() -> None:
+    board = Board(memoryview(bytearray(BOARD_SIZE)), 1, 0)
+    envelope = Envelope(b"\0" * 2000, (b"\xff" * 2000,) * 20)
+    account = Account(Tag("100ABC", "100ABC-1"), envelope=envelope)
+    account.end(1.0, b"250 ok\r\n", taken=1)
+    Ledger(board=board).close(account)
+    (kept,) = [json.loads(note) for note in board.notes()]
+    assert (kept["message"], kept["recipients_count"], kept["cut"]) == ("100ABC-1", 20, True)
 
 
 def test_a_message_without_a_verdict_has_none_and_no_times() -> None:

@@ -332,6 +332,7 @@ class Pool:
         course = case.course
         course.scanner = str(member.scanner.address)
         course.given = began
+        course.early = early is not None
         course.tries += 1
         member.outstanding += 1
         epoch = limit.epoch

@@ -171,9 +171,19 @@ class CloseClient:
 
 @record
 class Note:
-    """Something the administrator should read in the log, at the level of a warning."""
+    """Something the administrator should read in the log, at the level of a warning.
 
-    text: str
+    ``format`` is one of :data:`clamsmtpd.logevents.EVENTS`, without the connection in front; ``arguments`` may be what
+    a stranger said.
+    """
+
+    format: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The note as one text."""
+        return self.format % self.arguments
 
 
 Effect = (
