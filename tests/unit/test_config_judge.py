@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from clamsmtpd.config import ConfigError, judge, load
 
@@ -68,3 +70,19 @@ def test_a_file_that_cannot_be_read_is_one_error(tmp_path: Path) -> None:
         f"{tmp_path}/none: cannot be read: No such file or directory; name the settings file with -f",
     )
     assert judged.where == {}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=300))
+def test_any_file_can_be_judged_and_as_the_daemon_does(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "conf"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    judged = judge(str(path))
+    if judged.settings is not None:
+        loaded = load(str(path))
+        assert judged.settings == loaded.settings
+        assert judged.warnings == loaded.warnings
+        return
+    with pytest.raises(ConfigError) as raised:
+        load(str(path))
+    assert str(raised.value) in judged.errors

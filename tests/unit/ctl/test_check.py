@@ -6,19 +6,14 @@ import importlib.util
 import json
 import os
 import socket
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from clamsmtpd.config import ConfigError, judge, load
 from clamsmtpd.ctl import machine
 from clamsmtpd.ctl.certificate import validity
-from clamsmtpd.ctl.clamdconf import ClamdSettings, parse_clamd_conf
-from clamsmtpd.ctl.findings import CertificateTimes, Facts, findings
 from clamsmtpd.ctl.main import cli
 from tests.support.certificates import make_certificate
 
@@ -207,121 +202,3 @@ def test_a_path_like_a_place_in_a_file_is_a_path(tmp_path: Path) -> None:
     folder = tmp_path / "x:7: y"
     folder.mkdir()
     assert json.loads(run(folder, OUT + "Workers: x\n", "--json").output)["errors"][0]["line"] == 2
-
-
-def warned(text: str, facts: Facts, folder: Path) -> list[str]:
-    path = folder / "conf"
-    path.write_text(text)
-    judged = judge(str(path))
-    assert judged.settings is not None
-    return [found.text for found in findings(judged.settings, facts)]
-
-
-ROOMY = ClamdSettings(max_threads=64)
-
-NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
-
-
-def listening(local_socket: str, tcp_port: int | None = None) -> ClamdSettings:
-    return ClamdSettings(max_threads=64, tcp_port=tcp_port, tcp_addresses=("127.0.0.1",), local_socket=local_socket)
-
-
-def times(since: int, until: int) -> CertificateTimes:
-    """In days from now."""
-    return CertificateTimes(NOW + timedelta(days=since), NOW + timedelta(days=until), NOW)
-
-
-@pytest.mark.parametrize(
-    ("text", "facts", "words"),
-    [
-        (
-            OUT,
-            Facts(next_hop_fault="Connection refused"),
-            "next hop 127.0.0.1:10026 cannot be used: Connection refused",
-        ),
-        (OUT, Facts(clamd_fault="clamd.conf: Permission denied"), "could not be read: clamd.conf: Permission denied"),
-        (OUT, Facts(listening("/run/clamav/clamd.ctl")), "give ClamAddress: /run/clamav/clamd.ctl"),
-        (OUT + "ClamAddress: 3311\n", Facts(listening("/run/clamd", 3310)), "is looked for at 127.0.0.1:3311"),
-        (OUT, Facts(ClamdSettings(max_threads=64, tcp_port=3310, tcp_addresses=("127.0.0.1", "192.0.2.1"))), "of 192."),
-        ("OutAddress: 10025\n", Facts(ROOMY), "mail of clients on this host would loop"),
-        (
-            "OutAddress: mx.example:10025\nListen: 192.0.2.7:10025\n",
-            Facts(ROOMY, addresses={"mx.example": frozenset({"192.0.2.7"})}),
-            "all mail would loop",
-        ),
-        ("OutAddress: 0.0.0.0:10025\n", Facts(ROOMY), "all mail would loop"),
-        (OUT, Facts(certificate=times(-400, -1)), "has ended on 2026-05-31"),
-        (OUT, Facts(certificate=times(1, 400)), "begins on 2026-06-02"),
-        (OUT, Facts(certificate=times(-80, 6)), "ends on 2026-06-07"),
-        (OUT, Facts(ClamdSettings(max_file_size=1000, max_threads=64), next_hop_size=2000), "MaxFileSize"),
-        (OUT, Facts(ClamdSettings(max_scan_size=1000, max_threads=64), next_hop_size=2000), "MaxScanSize"),
-        (OUT, Facts(ClamdSettings(max_file_size=1000, max_threads=64, max_scan_size=0), next_hop_size=0), "any size"),
-        (
-            OUT + "ClamAddress: 127.0.0.1\n",
-            Facts(ClamdSettings(stream_max_length=1000, max_threads=64), next_hop_size=2000),
-            "StreamMaxLength",
-        ),
-        (OUT, Facts(ClamdSettings(max_threads=63)), "MaxThreads"),
-        (OUT, Facts(ClamdSettings(max_threads=64, max_queue=63)), "MaxQueue"),
-        (OUT, Facts(ClamdSettings(max_threads=64, tcp_port=3310)), "TCPAddr"),
-        (OUT + "ClamAddress: 192.0.2.1\n", Facts(ROOMY), "plain text"),
-        (OUT + "ClamAddress: scanner.example\n", Facts(ROOMY), "plain text"),
-        (OUT + "Admin: 0.0.0.0:9310\n", Facts(ROOMY), "nobody is asked for a password"),
-        (OUT, Facts(ROOMY, descriptors=383), "384 descriptors"),
-        ("OutAddress: 127.0.0.1:10025\n", Facts(ROOMY), "loop"),
-        ("OutAddress: localhost:10025\nListen: 127.0.0.1:10025\n", Facts(ROOMY), "loop"),
-        ("OutAddress: 192.0.2.7:10025\n", Facts(ROOMY, own=frozenset({"192.0.2.7"})), "loop"),
-        ("OutAddress: /run/s\nListen: /run/s\n", Facts(ROOMY), "loop"),
-    ],
-)
-def test_what_will_hurt_is_told_once(tmp_path: Path, text: str, facts: Facts, words: str) -> None:
-    (told,) = warned(text, facts, tmp_path)
-    assert words in told
-
-
-@pytest.mark.parametrize(
-    ("text", "facts"),
-    [
-        (OUT, Facts()),
-        (OUT, Facts(listening("/run/clamav/clamd"))),
-        (OUT + "ClamAddress: /x\nClamAddress: 3310\n", Facts(listening("/run/clamd", 3310))),
-        (OUT + "ClamAddress: 192.0.2.7\n", Facts(listening("/run/clamd", 3310), own=frozenset({"192.0.2.7"}))),
-        ("OutAddress: 127.0.0.2:10025\nListen: 127.0.0.1:10025\n", Facts(ROOMY)),
-        (OUT, Facts(certificate=times(-80, 8))),
-        (OUT, Facts(ClamdSettings(max_threads=64), next_hop_size=100 * 1024**2)),
-        (OUT, Facts(ClamdSettings(0, 0, 0, 64), next_hop_size=0)),
-        (OUT, Facts(ClamdSettings(stream_max_length=1000, max_threads=64), next_hop_size=2000)),
-        (OUT, Facts(ClamdSettings(max_threads=64, tcp_port=3310, tcp_addresses=("127.0.0.1",)))),
-        (OUT + "ClamAddress: 127.0.0.1\nAdmin: 9310\n", Facts(ROOMY, descriptors=384)),
-        (OUT + "ClamAddress: /a\nClamAddress: /b\n", Facts(ClamdSettings(max_threads=32))),
-        ("OutAddress: 192.0.2.7:10025\n", Facts(ROOMY)),
-        ("OutAddress: 10026\n", Facts(ROOMY)),
-        ("TransparentProxy: on\n", Facts(ROOMY)),
-        ("OutAddress: 127.0.0.1:10025\nListen: 192.0.2.1:10025\n", Facts(ROOMY)),
-    ],
-)
-def test_and_what_will_not_is_not(tmp_path: Path, text: str, facts: Facts) -> None:
-    assert warned(text, facts, tmp_path) == []
-
-
-def test_clamd_conf_is_read_as_clamd_reads_it() -> None:
-    text = "# MaxThreads 1\nMaxThreads 12\nStreamMaxLength 25M\nMaxFileSize 2g # comment\nmaxscansize 100k\n"
-    found = parse_clamd_conf(text + "TCPSocket 3310\nTCPAddr 127.0.0.1\nLocalSocket /run/clamd\nMaxQueue\nExample\n")
-    assert found == ClamdSettings(25 * 1024**2, 2 * 1024**3, 100 * 1024, 12, 100, 3310, ("127.0.0.1",), "/run/clamd")
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(max_size=300))
-def test_any_clamd_conf_and_any_file_can_be_judged_and_as_the_daemon_does(tmp_path: Path, text: str) -> None:
-    parse_clamd_conf(text)
-    path = tmp_path / "conf"
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    judged = judge(str(path))
-    if judged.settings is not None:
-        loaded = load(str(path))
-        assert judged.settings == loaded.settings
-        assert judged.warnings == loaded.warnings
-        return
-    with pytest.raises(ConfigError) as raised:
-        load(str(path))
-    assert str(raised.value) in judged.errors
