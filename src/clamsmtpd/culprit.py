@@ -7,10 +7,12 @@ searches at once, none while the scanners have enough to do, and each with an en
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from time import thread_time
 
 from clamsmtpd.account import Tag
 from clamsmtpd.clamd.pool import Pool
@@ -26,7 +28,7 @@ _log = logging.getLogger("clamsmtpd")
 #: Seconds from the verdict to the end of a search, whatever it has come to: a hook may wait for it.
 LIMIT = 20.0
 
-#: Seconds of a search in which nothing else is done, all together: more than an honest message ever takes.
+#: Seconds of a processor that a search may take to take a message apart: more than an honest message ever takes.
 WORK_MAX = 2.0
 
 #: Searches of a worker at once. Each has at most one scan under way.
@@ -44,7 +46,11 @@ BUSY = 1.0
 _LOOK = 0.25
 
 # Octets of a message that are taken apart in one go, while all sessions wait.
-_PIECE = 16384
+_PIECE = 4096
+
+# After so many seconds of that a search pauses, for some times as long: an outbreak must leave most to the mail.
+_STINT = 0.005
+_REST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,23 +168,23 @@ class Culprits:
         file: Spool | None = None
         digest = hashlib.sha256()
         try:
-            async for piece in _pieces(share):
-                if file is None:
-                    file = Spool(self._directory, f"clamsmtpd-{tag}")
-                    digest = hashlib.sha256()
-                file.append(piece.octets)
-                digest.update(piece.octets)
-                if not piece.last:
-                    continue
-                file.seal(stuffed=False)
-                found = await self._scan(file)
-                if found:
-                    culprit = Culprit(piece.part, found, file.size, digest.hexdigest())
-                    if found == virus:
-                        return culprit
-                    suspect = suspect or culprit
-                file.close()
-                file = None
+            async with contextlib.aclosing(_pieces(share)) as pieces:
+                async for piece in pieces:
+                    if file is None:
+                        file = Spool(self._directory, f"clamsmtpd-{tag}")
+                        digest = hashlib.sha256()
+                    file.append(piece.octets)
+                    digest.update(piece.octets)
+                    if not piece.last:
+                        continue
+                    file.seal(stuffed=False)
+                    if found := await self._scan(file):
+                        culprit = Culprit(piece.part, found, file.size, digest.hexdigest())
+                        if found == virus:
+                            return culprit
+                        suspect = suspect or culprit
+                    file.close()
+                    file = None
         finally:
             if file is not None:
                 file.close()
@@ -202,23 +208,28 @@ class Culprits:
             await asyncio.sleep(_LOOK)
 
 
-async def _pieces(share: Share) -> AsyncIterator[Piece]:
+async def _pieces(share: Share) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of all parts. Others get their turn, and there is an end to what they have to put up with."""
-    now = asyncio.get_running_loop().time
     parts = Parts()
-    worked = 0.0
+    worked = rested = 0.0
     for data in share.pieces():
         for start in range(0, len(data), _PIECE):
-            begin = now()
+            # The clock of the loop stands still as long as one turn lasts.
+            begin = thread_time()
             found = list(parts.feed(data[start : start + _PIECE]))
-            worked += now() - begin
+            worked += thread_time() - begin
             for piece in found:
                 yield piece
             if worked > WORK_MAX:
                 raise _GivenUpError("the message is made to be hard to take apart")
             if parts.exhausted:
                 raise _GivenUpError("the message is too large, or has too many parts")
-            await asyncio.sleep(0)
+            stint = worked - rested
+            if stint < _STINT:
+                await asyncio.sleep(0)
+            else:
+                rested = worked
+                await asyncio.sleep(_REST * stint)
     for piece in list(parts.finish()):
         yield piece
 

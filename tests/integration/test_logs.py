@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import smtplib
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from click.testing import CliRunner
 from clamsmtpd.ctl.main import cli
 from tests.support.clamd import EICAR, EICAR_NAME, Clamd
 from tests.support.daemon import Daemon
+from tests.support.process import wait_until
 from tests.support.sink import Sink
 
 pytestmark = pytest.mark.integration
@@ -117,3 +120,56 @@ def test_under_systemd_the_log_goes_to_the_journal_with_fields(clamd: Clamd, hop
             assert f"CLAMSMTPD_VIRUS={EICAR_NAME}\n".encode() in found
             assert b"SYSLOG_IDENTIFIER=clamsmtpd\n" in found
             assert running.log() == ""
+
+
+# A journal of its own: a file system for /run that nobody else sees, and journald, which ends with the daemon.
+JOURNALD = """
+set -e
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/journal /run/log/journal
+setpriv --pdeathsig KILL /lib/systemd/systemd-journald >/dev/null 2>&1 &
+for try in $(seq 100); do [ ! -S /run/systemd/journal/socket ] || break; sleep 0.1; done
+exec "$@"
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(
+    not Path("/lib/systemd/systemd-journald").exists() or shutil.which("journalctl") is None,
+    reason="systemd-journald is not installed",
+)
+def test_the_real_journal_finds_a_message_by_its_id(clamd: Clamd, hop: Sink) -> None:
+    with Daemon(
+        f"OutAddress: {hop.address}",
+        f"ClamAddress: {clamd.unix}",
+        level=2,
+        wrapper=["unshare", "-m", "sh", "-c", JOURNALD, "sh", sys.executable, "-c", START],
+        constants={"log._LEVELS": (50, 20, 20, 20, 10)},
+    ) as running:
+        send_two(running)
+        (folder,) = Path(f"/proc/{running.pid}/root/run/log/journal").iterdir()
+
+        def entries() -> list[dict[str, Any]]:
+            command = [
+                "journalctl",
+                "--file",
+                str(folder / "system.journal"),
+                "-o",
+                "json",
+                "CLAMSMTPD_EVENT=message.judged",
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            return [json.loads(line) for line in done.stdout.splitlines()]
+
+        wait_until(lambda: len(entries()) == 2, "two messages in the journal")
+        clean, infected = entries()
+        assert clean["CLAMSMTPD_STATUS"] == "clean"
+        assert infected["CLAMSMTPD_VIRUS"] == EICAR_NAME
+        assert infected["CLAMSMTPD_MESSAGE"] == f"{infected['CLAMSMTPD_CONNECTION']}-2"
+        assert infected["MESSAGE"].endswith(f"status=VIRUS:{EICAR_NAME}")
+        assert (infected["SYSLOG_IDENTIFIER"], infected["PRIORITY"], infected["SYSLOG_FACILITY"]) == (
+            "clamsmtpd",
+            "6",
+            "2",
+        )
+        assert infected["_PID"] == str(running.pid)
