@@ -8,8 +8,8 @@ import click
 from rich.markup import escape
 
 from clamsmtpd.config import Settings
-from clamsmtpd.ctl.check import place_check
 from clamsmtpd.ctl.examination import State, Step, examine, try_mail
+from clamsmtpd.ctl.machine import place_check
 from clamsmtpd.ctl.mtas import MTAS, settings_for
 from clamsmtpd.ctl.output import Status, console, fail, json_option, load_settings, print_json, shown
 

@@ -28,7 +28,7 @@ _AT_ONCE_MAX = 64
 
 
 @click.command(no_args_is_help=True)
-@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@click.argument("file", nargs=-1, required=True)
 @click.option("--all", "show_all", is_flag=True, help="List clean messages too.")
 @click.option(
     "--at-once",
@@ -40,7 +40,7 @@ _AT_ONCE_MAX = 64
 )
 @json_option
 @click.pass_context
-def scan(context: click.Context, files: Sequence[str], at_once: int, *, show_all: bool, as_json: bool) -> None:
+def scan(context: click.Context, file: Sequence[str], at_once: int, *, show_all: bool, as_json: bool) -> None:
     """Tell what would become of saved messages with the settings of --config, and why. Nothing is delivered or kept.
 
     FILE is a message, an mbox, a folder of them such as a Maildir, or - for standard input. A line that ends with LF
@@ -55,6 +55,8 @@ def scan(context: click.Context, files: Sequence[str], at_once: int, *, show_all
       clamsmtpctl scan --json - < message.eml
     """
     settings = load_settings(context).settings
+    # Its name is what the usage shows, and versions of click do not agree on what a name for show becomes.
+    files = file
     if files.count(STANDARD_INPUT) > 1:
         fail("standard input can be read once; give - once", Status.USAGE)
     several = len(list(itertools.islice(find(files), 2))) > 1
