@@ -17,6 +17,9 @@ _LIMITS = (1500, 700, 300, 120, 60, 30)
 
 _MARK = " ..."
 
+# So both halves of a pair are written, and one alone. To look at each text before costs more than all the rest.
+_SURROGATE = "\\ud"
+
 
 def json_line(fields: Mapping[str, Any], most: int) -> str:
     """Return ``fields`` as one JSON object in ASCII, on one line of at most ``most`` characters.
@@ -25,7 +28,9 @@ def json_line(fields: Mapping[str, Any], most: int) -> str:
     pair, which JSON can write and many a reader refuses (RFC 8259 section 8.2). No text is cut to less than some 20
     characters, so that ``most`` holds for as many fields as our records have, and not for any number.
     """
-    line = json.dumps(_whole(fields))
+    line = json.dumps(fields)
+    if _SURROGATE in line:
+        line = json.dumps(_whole(fields))
     if len(line) <= most:
         return line
     for limit in _LIMITS:

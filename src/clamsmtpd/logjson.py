@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from clamsmtpd.account import Account, Tag
 from clamsmtpd.jsonline import json_line
 from clamsmtpd.logevents import ENDED, OTHER, event_of
 
-__all__ = ["JsonFormatter", "Structured", "fields_of"]
+__all__ = ["JsonFormatter", "fields_of"]
 
 #: Characters of a line: it must fit into a datagram to syslogd, with what stands in front there.
 _LINE_MAX = 7900
 
 
-@runtime_checkable
-class Structured(Protocol):
-    """An argument of a log line that has fields of its own."""
-
-    def as_fields(self) -> Mapping[str, Any]:
-        """Return them: names that stay, and values that JSON knows."""
-        ...
-
-
 def fields_of(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
-    """Return the name of a record's event, and its fields by name."""
+    """Return the name of a record's event, and its fields by name.
+
+    An argument with a method ``as_fields`` has more than one: names that stay, and values that JSON knows.
+    """
     event = event_of(record.levelno, record.msg)
     if event is None:
         return OTHER, {}
@@ -42,10 +35,12 @@ def fields_of(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
             fields.update(_ids(value))
         elif isinstance(value, Account):
             fields.update(value.as_dict())
-        elif isinstance(value, Structured):
-            fields.update(value.as_fields())
+        elif isinstance(value, str | int | float):
+            fields[name] = value
+        elif (parts := getattr(value, "as_fields", None)) is not None:
+            fields.update(parts())
         else:
-            fields[name] = value if isinstance(value, int | float) else str(value)
+            fields[name] = str(value)
     return event.name, fields
 
 

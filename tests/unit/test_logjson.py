@@ -20,6 +20,7 @@ from clamsmtpd.account import Account, Tag
 from clamsmtpd.journal import JournalHandler, goes_to_journal, takes_syslog
 from clamsmtpd.log import MessageLine, SyslogHandler, message_line
 from clamsmtpd.logjson import JsonFormatter
+from clamsmtpd.metrics import CLEAN, Metrics
 from clamsmtpd.throttle import Throttle
 from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Unscanned
 
@@ -89,6 +90,15 @@ def test_the_line_of_a_message_has_its_parts_as_fields(verdict: Any, status: str
 def test_numbers_stay_numbers() -> None:
     found = told(logging.WARNING, "%g s after the stop not all had ended; connections cut: %d", 75.0, 3)
     assert (found["limit"], found["connections"]) == (75.0, 3)
+
+
+def test_totals_are_numbers() -> None:
+    metrics = Metrics()
+    metrics.row(0)[CLEAN] = 7
+    found = told(logging.INFO, "totals: %s", metrics)
+    assert (found["event"], found["clean"], found["infected"]) == ("daemon.totals", 7, 0)
+    assert "clean=7, infected=0" in found["text"]
+    assert not {"time", "level", "event", "pid", "text"} & set(metrics.as_fields())
 
 
 def test_the_account_of_a_message_is_all_fields_and_no_text() -> None:
