@@ -106,6 +106,26 @@ def test_healing_takes_files_in_and_misses_what_is_gone_and_follows_no_link(tmp_
     index.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_where_all_may_write_a_strangers_file_is_not_taken_in(tmp_path: Path) -> None:
+    kept(tmp_path)
+    kept(tmp_path, name="Strang")
+    os.chown(tmp_path / "virus.Strang", 65534, 65534)
+    index = Index(str(tmp_path))
+    # As /tmp is: by its size alone it would have the others expired.
+    tmp_path.chmod(0o1777)
+    index.heal(time.time())
+    assert [entry.id for entry in index.entries()] == ["AbCd01"]
+    # Here, who may write is for the directory's owner to say.
+    tmp_path.chmod(0o755)
+    index.heal(time.time())
+    assert [entry.id for entry in index.entries()] == ["AbCd01", "Strang"]
+    tmp_path.chmod(0o1777)
+    index.heal(time.time())
+    assert [entry.fate for entry in index.entries(None)] == ["kept", "gone"]
+    index.close()
+
+
 def test_the_oldest_go_first_by_age_and_by_size() -> None:
     entries = [Entry(str(at), float(at), size=10) for at in (3, 1, 2)]
     assert [entry.id for entry in choose(entries, Keep(octets=20), 4)] == ["1"]
