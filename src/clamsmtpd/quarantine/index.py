@@ -304,9 +304,10 @@ class Index:
         """Bring entries and files together; return how many differed.
 
         A file without an entry gets one of what the file tells; an entry without its file is told to be gone. Files
-        younger than ``settled`` seconds are left alone: their entries may be on their way. Nothing is opened here. Where
-        all may write, as in /tmp, the files of others are none of ours, whatever they are called: by its size alone one
-        would have the others expired, and none of them could we remove.
+        younger than ``settled`` seconds are left alone: their entries may be on their way. Nothing is opened here.
+
+        Where all may write, as in /tmp, the files of others are none of ours, whatever they are called: by its size
+        alone one would have the others expired, and we could not remove it.
         """
         files: dict[str, os.stat_result] = {}
         changed = 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,38 @@ def test_the_keeper_writes_down_what_it_is_told(tmp_path: Path) -> None:
     index = Index(str(tmp_path))
     (found,) = index.entries()
     assert (found.size, found.culprit, found.sender) == (14, Culprit("a.exe", "00"), b"s@example.org")
+    index.close()
+
+
+def test_a_keeper_without_a_thread_costs_entries_and_no_mail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    entry = kept(tmp_path)
+    keeper = Keeper(str(tmp_path), Keep(seconds=1), tends=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        keeper.start()
+        keeper.record(str(tmp_path / entry.name), entry)
+        keeper.retire()
+        keeper.join()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the quarantine's files are kept, but not all of them are written down: can't start new thread"
+    ]
+
+
+def test_an_entry_that_cannot_be_written_down_does_not_cost_the_next(tmp_path: Path) -> None:
+    entry = kept(tmp_path)
+    keeper = Keeper(str(tmp_path))
+    # A character that SQLite does not have.
+    keeper.record(str(tmp_path / entry.name), replace(entry, virus="\udcff"))
+    keeper.record(str(tmp_path / entry.name), entry)
+    keeper.retire()
+    keeper.join()
+    index = Index(str(tmp_path))
+    assert [entry.virus for entry in index.entries()] == ["Eicar"]
     index.close()
 
 
