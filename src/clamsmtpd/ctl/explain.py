@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -50,6 +52,8 @@ def explain(context: click.Context, identity: str, log: TextIO | None, *, as_jso
       clamsmtpctl explain 4fXyz1Q2c
       journalctl -u clamsmtpd -o cat | clamsmtpctl explain 100ABC --log -
     """
+    if not identity:
+        fail("give the id of a message", Status.USAGE)
     found = in_log(identity, log) if log is not None else _from_daemon(context, identity)
     if not found:
         fail(f"no message {identity} is known here", Status.FAILED)
@@ -67,7 +71,7 @@ def _from_daemon(context: click.Context, identity: str) -> list[dict[str, Any]]:
             Status.UNREACHABLE,
         )
     try:
-        status, told = ask(address, f"/messages/{quote(identity, safe='')}")
+        status, told = ask(address, f"/messages/{quote(os.fsencode(identity), safe='')}")
     except DaemonError as error:
         fail(str(error), Status.UNREACHABLE)
     if status == _NOT_FOUND:
@@ -89,10 +93,13 @@ def in_log(identity: str, lines: Iterable[str]) -> list[dict[str, Any]]:
             continue
         try:
             event = json.loads(line[start:])
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and event.get("event") == "message.ended" and _is_about(event, identity):
-            found.append(event)
+            # Whoever may write to the log of the system may write what only looks like ours.
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
+                timeline(event)
+                found.append(event)
     return found
 
 

@@ -241,3 +241,14 @@ def test_the_commands(tmp_path: Path) -> None:
         assert not (tmp_path / entry.name).exists()
         assert "deleted" in run("show", "Ab")
         run("release", "Zz", status=1)
+
+
+@pytest.mark.parametrize("name", ["", "%", "\udcff", "virus.", "../x", "A" * 9000])
+@pytest.mark.parametrize("command", ["show", "release", "delete", "export"])
+def test_a_name_that_none_can_have_is_in_no_quarantine(tmp_path: Path, command: str, name: str) -> None:
+    kept(tmp_path)
+    path = tmp_path / "conf"
+    path.write_text(f"OutAddress: 127.0.0.1:1\nTempDirectory: {tmp_path}\n")
+    done = CliRunner().invoke(cli, ["-f", str(path), "quarantine", command, name])
+    assert done.exit_code == 1
+    assert done.output.endswith(": not in quarantine\n")
