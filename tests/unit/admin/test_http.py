@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from clamsmtpd.account import Account, Tag
 from clamsmtpd.admin import http
 from clamsmtpd.admin.http import AdminServer
 from clamsmtpd.admin.pages import Page, Pages
 from clamsmtpd.admin.view import View
 from clamsmtpd.commons import Commons
 from clamsmtpd.config import Settings, load
+from clamsmtpd.ledger import Ledger
 from clamsmtpd.listeners import listen
 from clamsmtpd.values import Listen, TcpAddress, UnixAddress
 from tests.support.process import free_port
@@ -113,6 +115,20 @@ def test_each_path_has_its_answer(tmp_path: Path, path: str, code: int, begin: b
         assert body(head) == b""
 
     Stage(tmp_path, private=True).run(story)
+
+
+def test_a_message_is_found_by_an_id_that_a_path_cannot_hold_as_it_is(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, private=True)
+    account = Account(Tag("100ABC", "100ABC-1"))
+    account.end(1.0, b"250 queued as a/b%2b\r\n", taken=1)
+    Ledger(board=stage.board).close(account)
+
+    async def story(talk: Talk) -> None:
+        assert status(await talk(get("/messages/a%2Fb%252b"))) == 200
+        assert status(await talk(get("/messages/a%2Fb%252c"))) == 404
+        assert status(await talk(get("/messages/%FF"))) == 404
+
+    stage.run(story)
 
 
 def test_a_request_may_come_octet_by_octet_and_two_in_one_piece(tmp_path: Path) -> None:
