@@ -12,9 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 from clamsmtpd.account import Account, Tag
 from clamsmtpd.logevents import OTHER, event_of
 
-__all__ = ["JsonFormatter", "Structured", "fields_of"]
+__all__ = ["JsonFormatter", "Structured", "fields_of", "fitting"]
 
-#: Characters of a value: a line must fit into a datagram to syslogd.
+#: Characters of a line: it must fit into a datagram to syslogd, with what stands in front of it there.
+_LINE_MAX = 7900
+
+#: Characters of a value.
 _VALUE_MAX = 2000
 
 
@@ -48,6 +51,26 @@ def fields_of(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     return event.name, fields
 
 
+def fitting(told: Mapping[str, Any], most: int) -> str:
+    """Return values as a JSON object of at most ``most`` characters; texts in it are cut if that has to be.
+
+    Strangers may have filled them, and in JSON one of their octets can become six. What was cut off behind would leave
+    nothing that can be read.
+    """
+    text = json.dumps(told)
+    length = _VALUE_MAX
+    while len(text) > most and length:
+        length //= 2
+        text = json.dumps({name: _cut_all(value, length) for name, value in told.items()})
+    return text
+
+
+def _cut_all(value: object, length: int) -> object:
+    if isinstance(value, str):
+        return value[:length]
+    return [_cut_all(one, length) for one in value] if isinstance(value, list) else value
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= _VALUE_MAX else f"{text[:_VALUE_MAX]} ..."
 
@@ -76,4 +99,4 @@ class JsonFormatter(logging.Formatter):
         }
         if event != "message.ended":
             told["text"] = _cut(self._text.format(record))
-        return json.dumps(told)
+        return fitting(told, _LINE_MAX)

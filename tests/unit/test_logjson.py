@@ -209,3 +209,14 @@ def test_the_journal_is_known_by_the_descriptor_that_leads_there(tmp_path: Path)
             assert not goes_to_journal({"JOURNAL_STREAM": wrong}, stream.fileno())
         assert not goes_to_journal({}, stream.fileno())
         assert not goes_to_journal({"JOURNAL_STREAM": right}, 9999)
+
+
+@pytest.mark.parametrize("octet", [b"a", b"\xff", b"\0"])
+def test_what_strangers_say_never_makes_an_object_too_long_to_be_read(octet: bytes) -> None:
+    envelope = Envelope(1000 * octet, (1000 * octet,) * 20, 1000 * octet, 1000 * octet)
+    account = Account(TAG, envelope=envelope, reply=1000 * octet)
+    for arguments in (("%s: %s", TAG, MessageLine(envelope, Clean())), ("%s: message ended: %s", TAG, account)):
+        line = JsonFormatter(logging.Formatter("%(message)s")).format(record(logging.INFO, *arguments))
+        # With what stands in front of it, syslogd takes 8000.
+        assert len(line) <= 7900
+        assert json.loads(line)["message"] == "100ABC-2"
