@@ -214,7 +214,7 @@ def test_what_is_wrong_is_told_and_one_look_serves_many(tmp_path: Path) -> None:
 def test_a_client_that_says_nothing_is_let_go_and_there_are_not_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "REQUEST_LIMIT", 0.3)
+    monkeypatch.setattr(http, "REQUEST_LIMIT", 2.0)
     stage = Stage(tmp_path, private=True)
 
     async def story(talk: Talk) -> None:
