@@ -220,12 +220,38 @@ def test_a_client_that_says_nothing_is_let_go_and_there_are_not_many(
     async def story(talk: Talk) -> None:
         silent = [await stage.connect() for _ in range(http.CLIENTS_MAX)]
         await asyncio.sleep(0.1)
-        # There is no room for another, until they are gone.
-        for reader, writer in (await stage.connect(), *silent):
+        # The first of them has to go for one that asks.
+        assert status(await talk(get("/healthz"))) == 200
+        reader, writer = silent.pop(0)
+        assert reader.at_eof() or await asyncio.wait_for(reader.read(), 0.1) == b""
+        writer.close()
+        assert not any(reader.at_eof() for reader, _ in silent)
+        for reader, writer in silent:
             assert await reader.read() == b""
             writer.close()
-        await asyncio.sleep(0.05)
-        assert status(await talk(get("/healthz"))) == 200
+
+    stage.run(story)
+
+
+def test_nobody_is_sent_away_whose_answer_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path, private=True)
+    go_on = asyncio.Event()
+    answer = stage.pages.answer
+
+    async def wait(path: str, **rest: object) -> Page:
+        await go_on.wait()
+        return await answer(path, private=bool(rest["private"]))
+
+    monkeypatch.setattr(stage.pages, "answer", wait)
+
+    async def story(talk: Talk) -> None:
+        asking = [asyncio.ensure_future(talk(get("/healthz"))) for _ in range(http.CLIENTS_MAX)]
+        await asyncio.sleep(0.1)
+        reader, writer = await stage.connect()
+        assert await reader.read() == b""
+        writer.close()
+        go_on.set()
+        assert [status(each) for each in await asyncio.gather(*asking)] == [200] * http.CLIENTS_MAX
 
     stage.run(story)
 
