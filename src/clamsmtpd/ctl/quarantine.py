@@ -296,10 +296,13 @@ def release_(
         except StartError as error:
             fail(str(error), Status.USAGE)
         results: list[dict[str, Any]] = []
-        for entry in [_find_kept(index, name) for name in names]:
-            recipients = tuple(os.fsencode(one) for one in to) or entry.recipients or ()
-            if not recipients:
+        entries = [_find_kept(index, name) for name in names]
+        for entry in entries:
+            # Before the first is released, of which else nobody would hear.
+            if not to and not entry.recipients:
                 fail(f"{entry.id}: nobody wrote down whom it was for; give --to", Status.USAGE)
+        for entry in entries:
+            recipients = tuple(os.fsencode(one) for one in to) or entry.recipients or ()
             origin = os.fsencode(sender) if sender is not None else entry.sender or b""
             if dry_run:
                 planned = [{"recipient": _octets(one), "state": "planned"} for one in recipients]

@@ -21,10 +21,10 @@ from clamsmtpd.quarantine.expiry import choose
 from clamsmtpd.quarantine.index import DIRECTORY, Culprit, Entry, Index, IndexFaultError
 from clamsmtpd.quarantine.keeper import Keeper
 from clamsmtpd.quarantine.release import Courier, release
-from clamsmtpd.values import Keep, NextHop, OutTls
+from clamsmtpd.values import Keep, NextHop, OutTls, TcpAddress
 from tests.support.sink import TEXT, Cut, Sink
 
-TEXTS = [b"", b"a", b".\r\n..\r\n.x", b"A: b\r\n\r\n.\rlone\n.\n.\r\n", b"x\r\n.\r\nQUIT\r\n", b"\0\xff\r"]
+TEXTS = [b"", b"a", b".\r\n..\r\n.x", b"A: b\r\n\r\n.\rlone\n.x\n.y\r\n", b"x\r\n.\r\nQUIT\r\n", b"\0\xff\r"]
 
 
 def kept(folder: Path, text: bytes = b"A: b\r\n\r\ntext\r\n", name: str = "AbCd01") -> Entry:
@@ -154,6 +154,44 @@ def test_a_released_message_is_the_same_octets_with_a_field_on_top(tmp_path: Pat
         assert len(sink.recorded) == 1
         assert sink.recorded[0].text == stuffed(b"X-Virus-Released: Eicar; id=AbCd01; by=clamsmtpctl\r\n" + text)
     index.close()
+
+
+@pytest.mark.parametrize("end", [b"\n.\n", b"\n.\r\n"])
+def test_what_a_lenient_next_hop_takes_for_two_messages_is_not_released(tmp_path: Path, end: bytes) -> None:
+    # By BDAT it may have come, as there nothing in the text is an end.
+    entry = kept(tmp_path, b"A: b\r\n\r\nEICAR" + end + b"MAIL FROM:<x@example.org>\r\n")
+    index = Index(str(tmp_path))
+    index.add(entry)
+    with Sink() as sink:
+        courier = Courier(NextHop(sink.address), OutTls.OFF, None)
+        outcome = release(index, str(tmp_path), entry, courier, sender=b"", recipients=(b"r@example.org",))
+        assert [one.state for one in outcome.done] == ["refused"]
+        assert "export it" in outcome.done[0].reply
+        assert sink.recorded == []
+    index.close()
+
+
+def test_a_next_hop_that_has_no_name_that_could_be_asked_for_refuses(tmp_path: Path) -> None:
+    entry = kept(tmp_path)
+    index = Index(str(tmp_path))
+    courier = Courier(NextHop(TcpAddress("a" * 70 + ".example", 25)), OutTls.OFF, None)
+    outcome = release(index, str(tmp_path), entry, courier, sender=b"", recipients=(b"r@example.org",))
+    assert [one.state for one in outcome.done] == ["refused"]
+    index.close()
+
+
+def test_of_two_messages_none_is_released_if_one_cannot_be(tmp_path: Path) -> None:
+    index = Index(str(tmp_path))
+    index.add(kept(tmp_path))
+    index.close()
+    kept(tmp_path, name="AbCd02")
+    os.utime(tmp_path / "virus.AbCd02", (1e9, 1e9))
+    path = tmp_path / "conf"
+    with Sink() as sink:
+        path.write_text(f"OutAddress: {sink.address}\nTempDirectory: {tmp_path}\n")
+        done = CliRunner().invoke(cli, ["-f", str(path), "quarantine", "release", "AbCd01", "AbCd02"])
+        assert done.exit_code == 2
+        assert sink.recorded == []
 
 
 def test_a_connection_that_breaks_behind_the_text_leaves_it_uncertain(tmp_path: Path) -> None:
