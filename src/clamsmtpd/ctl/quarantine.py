@@ -75,6 +75,13 @@ def _become_owner(settings: Settings) -> None:
     try:
         owner = os.lstat(os.path.join(settings.temp_directory, DIRECTORY))
         uid, gid = owner.st_uid, owner.st_gid
+        if settings.user is not None and uid not in (0, _ids(settings.user)[0]):
+            # In /tmp anybody can have made it, and would have us show and release what he likes.
+            fail(
+                f"{os.path.join(settings.temp_directory, DIRECTORY)} belongs to user {uid}, and not to "
+                f"{settings.user} (User); remove it",
+                Status.UNREACHABLE,
+            )
     except FileNotFoundError:
         if settings.user is None:
             # Whom a service manager runs it as is not in the settings, but has a directory of that user's.

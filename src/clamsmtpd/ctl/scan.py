@@ -113,11 +113,12 @@ def _print_json(results: Sequence[Result]) -> None:
 
 def _expand(files: Sequence[str]) -> Iterator[str]:
     """Yield the files, those in folders as well; of a Maildir, its messages alone."""
+    closed: list[str] = []
     for file in files:
         if file == "-" or not os.path.isdir(file):
             yield file
             continue
-        for folder, folders, names in os.walk(file):
+        for folder, folders, names in os.walk(file, onerror=lambda error: closed.append(str(error.filename))):
             folders.sort()
             is_maildir = {"cur", "new", "tmp"} <= set(folders)
             for name in () if is_maildir else sorted(names):
@@ -127,6 +128,8 @@ def _expand(files: Sequence[str]) -> Iterator[str]:
                     yield path
             if is_maildir:
                 folders[:] = [found for found in folders if found != "tmp"]
+    # They are no messages, and no reason to be silent: opened as such, each says why not.
+    yield from closed
 
 
 async def _scan_all(settings: Settings, paths: Sequence[str], advance: Callable[[], None]) -> list[Result]:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from clamsmtpd.config import load
-from clamsmtpd.ctl import examination
+from clamsmtpd.ctl import examination, nexthop
 from clamsmtpd.ctl.examination import State, examine
 from clamsmtpd.ctl.main import cli
 from clamsmtpd.ctl.mtas import MTAS, settings_for
@@ -135,6 +135,6 @@ def test_an_address_that_cannot_be_sent_is_a_failed_step(
 ) -> None:
     path = tmp_path / "conf"
     path.write_text("OutAddress: 127.0.0.1:10026\n")
-    monkeypatch.setattr(examination.Client, "begin", lambda _client: None)
+    monkeypatch.setattr(nexthop.Client, "begin", lambda _client: None)
     (step,) = examination.try_mail(load(str(path)).settings, recipient, recipient)
     assert step.state is State.FAILED

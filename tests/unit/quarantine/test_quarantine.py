@@ -290,3 +290,16 @@ def test_a_name_that_none_can_have_is_in_no_quarantine(tmp_path: Path, command: 
     done = CliRunner().invoke(cli, ["-f", str(path), "quarantine", command, name])
     assert done.exit_code == 1
     assert done.output.endswith(": not in quarantine\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led to become another user")
+def test_root_does_not_become_whoever_has_made_the_index(tmp_path: Path) -> None:
+    folder = tmp_path / DIRECTORY
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, 12345)
+    path = tmp_path / "conf"
+    path.write_text(f"OutAddress: 127.0.0.1:1\nTempDirectory: {tmp_path}\nUser: nobody\n")
+    done = CliRunner().invoke(cli, ["-f", str(path), "quarantine", "list"])
+    assert done.exit_code == 3
+    assert "belongs to user 12345, and not to nobody (User); remove it" in done.output
+    assert os.geteuid() == 0
