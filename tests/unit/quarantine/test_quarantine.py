@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clamsmtpd.ctl.main import cli
-from clamsmtpd.quarantine.expiry import choose
+from clamsmtpd.quarantine.expiry import choose, expire
 from clamsmtpd.quarantine.index import DIRECTORY, Culprit, Entry, Index, IndexFaultError
 from clamsmtpd.quarantine.keeper import Keeper
 from clamsmtpd.quarantine.release import Courier, release
@@ -303,3 +303,22 @@ def test_root_does_not_become_whoever_has_made_the_index(tmp_path: Path) -> None
     assert done.exit_code == 3
     assert "belongs to user 12345, and not to nobody (User); remove it" in done.output
     assert os.geteuid() == 0
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index(str(tmp_path))
+    for name in ("AbCd01", "AbCd02"):
+        index.add(replace(kept(tmp_path, name=name), size=14))
+    unlink = os.unlink
+
+    def refuse(path: str) -> None:
+        if path.endswith("AbCd01"):
+            raise PermissionError(1, "Operation not permitted", path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        list(expire(index, str(tmp_path), Keep(seconds=1), time.time()))
+    assert [entry.id for entry in index.entries()] == ["AbCd01"]
+    assert not (tmp_path / "virus.AbCd02").exists()
+    index.close()
