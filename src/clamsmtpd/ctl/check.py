@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import resource
 import socket
 
 import click
 
 from clamsmtpd.config import Judged, Settings, judge
+from clamsmtpd.ctl.asking import ServerError, greet
 from clamsmtpd.ctl.clamdconf import ClamdSettings, parse_clamd_conf
 from clamsmtpd.ctl.findings import Facts, findings
-from clamsmtpd.ctl.nexthop import ServerError, greet
 from clamsmtpd.ctl.output import Status, json_option, print_json, shown
-from clamsmtpd.privileges import become, find_user
+from clamsmtpd.ctl.rights import as_user
+from clamsmtpd.privileges import find_user
 from clamsmtpd.readiness import is_known_beforehand
 from clamsmtpd.tempdirectory import check_temp_directory
 from clamsmtpd.tls import Certificate, client_context
 from clamsmtpd.values import StartError
 
-__all__ = ["check", "ground_of", "place_check"]
+__all__ = ["check", "ground_of", "place_check", "start_errors"]
 
 CLAMD_CONF = "/etc/clamav/clamd.conf"
 
@@ -55,9 +54,7 @@ def check(context: click.Context, file: str | None, clamd_conf: str, *, offline:
     judged = judge(path)
     errors, warnings = [*judged.errors], [*judged.warnings]
     if judged.settings is not None:
-        errors += [
-            f"{ground_of(judged, path, attribute)}: {text}" for attribute, text in _start_errors(judged.settings)
-        ]
+        errors += [f"{ground_of(judged, path, attribute)}: {text}" for attribute, text in start_errors(judged.settings)]
         warnings += [
             f"{ground_of(judged, path, found.setting)}: {found.text}"
             for found in findings(judged.settings, _facts(judged.settings, clamd_conf, offline=offline))
@@ -104,7 +101,7 @@ def ground_of(judged: Judged, path: str, attribute: str) -> str:
     return judged.where.get(attribute, path)
 
 
-def _start_errors(settings: Settings) -> list[tuple[str, str]]:
+def start_errors(settings: Settings) -> list[tuple[str, str]]:
     """Return what would keep the daemon from starting on this machine: attribute and text."""
     found: list[tuple[str, str]] = []
     for attribute, use in (
@@ -155,30 +152,8 @@ def _own_hosts() -> frozenset[str]:
 
 def place_check(settings: Settings) -> tuple[str, list[str]]:
     """Judge TempDirectory as the user that the daemon becomes, as far as we may; return an error and warnings."""
-    if settings.user is None or os.geteuid() != 0:
-        return _check_place(settings.temp_directory)
-    try:
-        user = find_user(settings.user)
-    except StartError:
-        return _check_place(settings.temp_directory)
-    receive, send = os.pipe()
-    # Its rights are those of a process: in one of its own they can be tried on.
-    if child := os.fork():
-        os.close(send)
-        with os.fdopen(receive, encoding="utf-8") as told:
-            text = told.read()
-        os.waitpid(child, 0)
-        if not text:
-            return "", []
-        trouble, warnings = json.loads(text)
-        return trouble, warnings
-    try:
-        become(user)
-        os.write(send, json.dumps(_check_place(settings.temp_directory)).encode())
-    except (StartError, OSError):
-        pass
-    finally:
-        os._exit(0)
+    trouble, warnings = as_user(settings.user, lambda: _check_place(settings.temp_directory))
+    return trouble, warnings
 
 
 def _check_place(path: str) -> tuple[str, list[str]]:
