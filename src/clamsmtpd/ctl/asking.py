@@ -11,6 +11,7 @@ import contextlib
 import ssl
 from dataclasses import dataclass, field
 
+from clamsmtpd.clamd.session import why
 from clamsmtpd.log import describe
 from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.syntax import Malformed, Reply, ReplyReader
@@ -116,7 +117,7 @@ class Dialogue:
             self._writer.write(octets)
             await self._writer.drain()
         except OSError as error:
-            raise ServerError(f"it hangs up: {describe(error)}") from None
+            raise ServerError(f"it hangs up: {why(error)}") from None
         return await self.reply()
 
     async def reply(self) -> Reply:
@@ -128,7 +129,7 @@ class Dialogue:
                     raise ServerError("it hangs up without a reply")
                 self._found.feed(data)
         except OSError as error:
-            raise ServerError(f"it hangs up: {describe(error)}") from None
+            raise ServerError(f"it hangs up: {why(error)}") from None
         if isinstance(reply, Malformed):
             text = reply.text.decode("utf-8", "backslashreplace")[:200]
             raise ServerError(f'it says what is no SMTP: "{text}"')
@@ -195,7 +196,7 @@ def greet(address: Address, *, lmtp: bool = False, limit: float = LIMIT) -> Gree
         except TimeoutError:
             raise ServerError("no answer in time") from None
         except OSError as error:
-            raise ServerError(describe(error)) from None
+            raise ServerError(why(error)) from None
 
     return asyncio.run(ask())
 

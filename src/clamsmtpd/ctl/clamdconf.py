@@ -22,6 +22,7 @@ class ClamdSettings:
     max_queue: int = 100
     tcp_port: int | None = None
     tcp_address: str | None = None
+    local_socket: str | None = None
 
 
 _NUMBERS = {
@@ -38,6 +39,7 @@ def parse_clamd_conf(text: str) -> ClamdSettings:
     """Return what the text of a clamd.conf says; what cannot be understood is for clamd to say."""
     found: dict[str, int] = {}
     address: str | None = None
+    path: str | None = None
     for line in text.splitlines():
         words = line.split("#", 1)[0].split()
         if len(words) < 2:  # noqa: PLR2004 - a name and a value
@@ -48,4 +50,6 @@ def parse_clamd_conf(text: str) -> ClamdSettings:
             found[_NUMBERS[name]] = int(size[1]) * _UNITS[size[2].lower()]
         elif name == "tcpaddr":
             address = words[1]
-    return ClamdSettings(**found, tcp_address=address)
+        elif name == "localsocket":
+            path = words[1]
+    return ClamdSettings(**found, tcp_address=address, local_socket=path)

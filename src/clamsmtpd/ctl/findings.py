@@ -10,7 +10,7 @@ from clamsmtpd.config import Settings
 from clamsmtpd.ctl.clamdconf import ClamdSettings
 from clamsmtpd.values import Address, TcpAddress, UnixAddress
 
-__all__ = ["Facts", "Finding", "findings"]
+__all__ = ["Facts", "Finding", "findings", "is_local"]
 
 #: Descriptors that a client takes, with its next hop, its message and a scan.
 _DESCRIPTORS = 4
@@ -91,7 +91,7 @@ def _threads(settings: Settings, facts: Facts) -> Iterator[Finding]:
 
 def _exposed(settings: Settings, facts: Facts) -> Iterator[Finding]:
     for address in settings.clam_addresses:
-        if not _is_local(address):
+        if not is_local(address):
             yield Finding(
                 "clam_addresses",
                 f"mail goes to clamd at {address} in plain text, and whoever reaches that port can stop clamd with one "
@@ -104,7 +104,7 @@ def _exposed(settings: Settings, facts: Facts) -> Iterator[Finding]:
             f"clamd listens on port {clamd.tcp_port} of all addresses, and whoever reaches it can stop it with one "
             f"word; give TCPAddr in {facts.clamd_conf}, or LocalSocket in place of TCPSocket",
         )
-    if settings.admin is not None and not _is_local(settings.admin.address):
+    if settings.admin is not None and not is_local(settings.admin.address):
         yield Finding(
             "admin",
             f"Admin is at {settings.admin.address}, where nobody is asked for a password; give the path of a unix "
@@ -131,11 +131,12 @@ def _leads_to(one: Address, place: Address, own: frozenset[str]) -> bool:
     if one.port != place.port or one.host is None:
         return False
     if place.host is None or place.host in {"0.0.0.0", "::"}:
-        return _is_local(one) or one.host in own
-    return one.host == place.host or (_is_local(one) and _is_local(place))
+        return is_local(one) or one.host in own
+    return one.host == place.host or (is_local(one) and is_local(place))
 
 
-def _is_local(address: Address) -> bool:
+def is_local(address: Address) -> bool:
+    """Tell whether only this host itself gets there."""
     if isinstance(address, UnixAddress):
         return True
     if address.host is None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from clamsmtpd.privileges import become, find_user
 from clamsmtpd.values import StartError
 
-__all__ = ["Barrier", "Entry", "as_user", "barrier", "entries", "group_name", "user_name"]
+__all__ = ["Access", "Barrier", "Entry", "as_user", "barrier", "entries", "group_name", "user_name"]
 
 _READ = 65536
 
@@ -68,6 +68,13 @@ class Barrier(NamedTuple):
         """Whether members of the entry's group pass."""
         bit = stat.S_IXGRP if self.needed == "x" else stat.S_IWGRP
         return bool(self.entry.mode & bit)
+
+
+class Access(NamedTuple):
+    """Who the daemon is, and what stops that user on the way to a socket, as far as modes tell."""
+
+    who: str
+    stopped: Barrier | None = None
 
 
 def entries(path: str) -> list[Entry]:
