@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -188,13 +190,9 @@ def test_clamd_that_is_elsewhere_is_told_with_the_setting(clamd: Clamd, sink: Si
 def test_a_socket_that_the_daemons_user_may_not_use_is_told_with_who_needs_what(
     clamd: Clamd, sink: Sink, tmp_path: Path, mode: int, folder: int, finding: str, mend: str
 ) -> None:
-    import grp  # noqa: PLC0415
-    import socket  # noqa: PLC0415
-
     group = grp.getgrnam("clamav").gr_gid
-    for step in (tmp_path, *tmp_path.parents):
-        if step.stat().st_uid == 0 and step not in {Path("/"), Path("/tmp")}:
-            step.chmod(0o755)
+    for parent in (tmp_path, *tmp_path.parents[:-2]):
+        parent.chmod(0o755)
     place = tmp_path / "run"
     place.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:

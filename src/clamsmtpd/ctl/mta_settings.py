@@ -258,7 +258,8 @@ def _exim_transport(ends: _Ends) -> str:
                 f"Exim sends to a unix socket by LMTP alone; give Listen: 127.0.0.1:10025 or lmtp:{ends.unix}"
             )
         return f"  driver = lmtp\n  socket = {ends.unix}\n"
-    return "  driver = smtp\n" + ("  protocol = lmtp\n" if ends.listen.lmtp else "")
+    # The port that LMTP has without one has no number on most systems, and is asked for before the route's own is seen.
+    return "  driver = smtp\n" + (f"  protocol = lmtp\n  port = {ends.to.port}\n" if ends.listen.lmtp else "")
 
 
 # ---- OpenSMTPD ----------------------------------------------------------------------------------
