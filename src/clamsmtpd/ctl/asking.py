@@ -74,6 +74,8 @@ class Dialogue:
         self._writer = writer
         self._lmtp = lmtp
         self._found = ReplyReader()
+        # Whether it has said all that was asked of it: who is late or confused is not asked for a goodbye.
+        self._settled = False
         #: The text of the greeting.
         self.banner = ""
 
@@ -122,6 +124,7 @@ class Dialogue:
 
     async def reply(self) -> Reply:
         """Return the next reply."""
+        self._settled = False
         try:
             while (reply := self._found.next()) is None:
                 data = await self._reader.read(_READ)
@@ -133,6 +136,7 @@ class Dialogue:
         if isinstance(reply, Malformed):
             text = reply.text.decode("utf-8", "backslashreplace")[:200]
             raise ServerError(f'it says what is no SMTP: "{text}"')
+        self._settled = True
         return reply
 
     async def start_tls(self, context: ssl.SSLContext, host: str) -> Greeting:
@@ -140,6 +144,7 @@ class Dialogue:
         reply = await self.ask(b"STARTTLS")
         if reply.code != _GREETS:
             raise ServerError(f"it answers STARTTLS with {said(reply)}", reply)
+        self._settled = False
         try:
             await self._writer.start_tls(context, server_hostname=host)
         except OSError as error:
@@ -150,15 +155,14 @@ class Dialogue:
 
     async def leave(self) -> None:
         """Say goodbye, whatever comes of it."""
-        with contextlib.suppress(OSError, ServerError, TimeoutError):
-            async with asyncio.timeout(_LEAVE_LIMIT):
-                # Left without its reply, some servers log a lost connection.
-                await self.ask(b"QUIT")
-        self.close()
-
-    def close(self) -> None:
-        """End it now."""
+        if self._settled:
+            with contextlib.suppress(OSError, ServerError, TimeoutError):
+                async with asyncio.timeout(_LEAVE_LIMIT):
+                    # Left without its reply, some servers log a lost connection.
+                    await self.ask(b"QUIT")
         self._writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
 
 def _why_tls(error: OSError) -> str:
@@ -186,17 +190,18 @@ def greet(address: Address, *, lmtp: bool = False, limit: float = LIMIT) -> Gree
     """Return how a server greets and what it offers, within ``limit`` seconds. Raises ServerError."""
 
     async def ask() -> Greeting:
+        dialogue: Dialogue | None = None
         try:
             async with asyncio.timeout(limit):
                 dialogue = await open_dialogue(address, lmtp=lmtp)
-                try:
-                    return await dialogue.begin()
-                finally:
-                    await dialogue.leave()
+                return await dialogue.begin()
         except TimeoutError:
             raise ServerError("no answer in time") from None
         except OSError as error:
             raise ServerError(why(error)) from None
+        finally:
+            if dialogue is not None:
+                await dialogue.leave()
 
     return asyncio.run(ask())
 

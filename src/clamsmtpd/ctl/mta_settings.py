@@ -257,7 +257,8 @@ def _exim_transport(ends: _Ends) -> str:
             raise Unsuited(
                 f"Exim sends to a unix socket by LMTP alone; give Listen: 127.0.0.1:10025 or lmtp:{ends.unix}"
             )
-        return f"  driver = lmtp\n  socket = {ends.unix}\n"
+        # A local transport: without a user, an Exim that runs as root refuses to run it.
+        return f"  driver = lmtp\n  socket = {ends.unix}\n  user = Debian-exim\n"
     # The port that LMTP has without one has no number on most systems, and is asked for before the route's own is seen.
     return "  driver = smtp\n" + (f"  protocol = lmtp\n  port = {ends.to.port}\n" if ends.listen.lmtp else "")
 

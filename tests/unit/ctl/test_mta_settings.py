@@ -75,7 +75,7 @@ def test_unix_sockets_are_used_by_those_that_can(tmp_path: Path) -> None:
     lmtp = read(tmp_path, "Listen: lmtp:/run/filter\nOutAddress: 127.0.0.1:10026\n")
     (way,) = settings_for("postfix", lmtp)
     assert way.blocks[0].text.startswith("content_filter = scan:unix:/run/filter\n")
-    assert "driver = lmtp\n  socket = /run/filter\n" in everything("exim", lmtp)
+    assert "driver = lmtp\n  socket = /run/filter\n  user = Debian-exim\n" in everything("exim", lmtp)
     assert "route_list = *\n" in everything("exim", lmtp)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from clamsmtpd.config import Settings
@@ -57,7 +58,7 @@ def _lost_hop(name: str, hop: NextHop, look: NextHopLook, access: Access) -> Ste
         )
     if "LHLO with 5" in look.fault:
         return Step(name, State.FAILED, look.fault, f"it speaks SMTP: write OutAddress: {hop.address}, without lmtp:")
-    if "LO with 5" in look.fault and ("LMTP" in look.banner.upper() or "LHLO" in look.fault.upper()):
+    if "LO with 5" in look.fault and re.search("LMTP|LHLO", look.banner + look.fault, re.IGNORECASE):
         return Step(name, State.FAILED, look.fault, f"it speaks LMTP: write OutAddress: lmtp:{hop.address}")
     if "no SMTP" in look.fault:
         return Step(name, State.FAILED, look.fault, "write in OutAddress where the mail server listens")
