@@ -264,6 +264,12 @@ def test_with_transparent_proxy_a_loop_is_the_daemons_own_answer(tmp_path: Path)
     assert judge_listener(made(tmp_path), LISTEN, look, None).state is State.FAILED
 
 
+def test_a_certificate_that_the_daemon_does_not_use_yet(tmp_path: Path) -> None:
+    settings = made(tmp_path, "TLSCertificate: server.pem")
+    assert judge_listener(settings, LISTEN, OURS, None).state is State.WARNING
+    assert judge_listener(settings, LISTEN, replace(OURS, offers={"starttls": ""}), None).state is State.OK
+
+
 def test_a_socket_with_another_mode_than_the_settings_say(tmp_path: Path) -> None:
     listen = Listen(UnixAddress("/run/s"), mode=0o660)
     step = judge_listener(made(tmp_path), listen, replace(OURS, socket=(0, 0, 0o666)), None)

@@ -106,9 +106,22 @@ def test_what_does_not_go_together_is_said(tmp_path: Path, mta: str, text: str, 
         settings_for(mta, read(tmp_path, text))
 
 
-def test_a_proxys_own_socket_is_left_to_it(tmp_path: Path) -> None:
-    settings = read(tmp_path, "Listen: 192.0.2.2:10025\n" + USUAL + "ProxyProtocol: on\nTrustedClients: 192.0.2.0/24\n")
-    assert "scan:[127.0.0.1]:10025" in everything("postfix", settings)
+@pytest.mark.parametrize(
+    ("listen", "trusted"), [("192.0.2.2:10025", "192.0.2.0/24"), ("/run/proxied", "/run/proxied 192.0.2.0/24")]
+)
+@pytest.mark.parametrize("own", ["127.0.0.1:10025", "localhost:10025"])
+def test_a_proxys_own_socket_is_left_to_it(tmp_path: Path, listen: str, trusted: str, own: str) -> None:
+    settings = read(
+        tmp_path,
+        f"Listen: {listen}\nListen: {own}\nOutAddress: 10026\nProxyProtocol: on\nTrustedClients: {trusted}\n",
+    )
+    host, _, port = own.partition(":")
+    assert f"scan:[{host}]:{port}" in everything("postfix", settings)
+
+
+def test_all_addresses_are_this_hosts_too(tmp_path: Path) -> None:
+    settings = read(tmp_path, "Listen: [::]:10025\nOutAddress: 127.0.0.1:10026\n")
+    assert "scan:[::1]:10025" in everything("postfix", settings)
 
 
 @pytest.mark.parametrize(

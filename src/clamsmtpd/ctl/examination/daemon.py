@@ -49,7 +49,7 @@ def judge_listener(settings: Settings, listen: Listen, look: ListenerLook, hop: 
         )
     if look.fault:
         return Step(name, State.FAILED, f"the daemon is there, but {look.fault}", "see the daemon's log")
-    return _sound_listener(name, listen, look)
+    return _sound_listener(name, settings, listen, look)
 
 
 def _lost_daemon(name: str, look: ListenerLook) -> Step:
@@ -60,7 +60,7 @@ def _lost_daemon(name: str, look: ListenerLook) -> Step:
     return Step(name, State.FAILED, look.fault, mend, unreachable=True)
 
 
-def _sound_listener(name: str, listen: Listen, look: ListenerLook) -> Step:
+def _sound_listener(name: str, settings: Settings, listen: Listen, look: ListenerLook) -> Step:
     finding = "the daemon is there"
     if look.socket is not None:
         uid, gid, mode = look.socket
@@ -74,6 +74,13 @@ def _sound_listener(name: str, listen: Listen, look: ListenerLook) -> Step:
             )
     if "starttls" in look.offers:
         finding += "; it offers STARTTLS"
+    elif settings.tls_certificate is not None:
+        return Step(
+            name,
+            State.WARNING,
+            f"{finding}; it does not offer STARTTLS, though the settings give TLSCertificate",
+            f"the daemon has other settings: systemctl reload clamsmtpd, or {RESTART}",
+        )
     return Step(name, State.OK, finding)
 
 

@@ -132,7 +132,9 @@ def _compare(name: str, wanted: Action, done: Action, finding: str) -> Step:
 
 
 def _refusal(delivery: Delivery) -> str:
-    return delivery.fault or f'{delivery.command}: "{delivery.reply}"'
+    if delivery.fault or delivery.command == "the message":
+        return delivery.fault or f'"{delivery.reply}"'
+    return f'{delivery.command} is answered "{delivery.reply}"'
 
 
 def _mend_refusal(delivery: Delivery) -> str:
