@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from clamsmtpd.values import (
     record,
 )
 
-__all__ = ["Account", "Outcome", "Tag", "verdict_name"]
+__all__ = ["Account", "Outcome", "Tag", "is_about", "verdict_name"]
 
 
 @record
@@ -114,6 +115,10 @@ class Account:
         else:
             self.outcome = Outcome.DEFERRED if reply.startswith(_TRANSIENT) else Outcome.BOUNCED
 
+    def __str__(self) -> str:
+        outcome = "" if self.outcome is None else self.outcome.value
+        return f"{self.tag.message} {outcome}, {_text(self.reply, _REPLY_MAX) or 'no reply'}"
+
     @property
     def queue_seconds(self) -> float | None:
         """How long the whole message waited for a scanner; None if none had it."""
@@ -124,7 +129,6 @@ class Account:
     def scan_seconds(self) -> float | None:
         """How long the scanner had it that gave the verdict; None if there was no scan."""
         given = self.course.given
-        # One that was scanned while it came in was given before it was whole.
         return self.judged - given if given and self.judged else None
 
     @property
@@ -152,9 +156,11 @@ class Account:
             "queue_seconds": _seconds(self.queue_seconds),
             "scan_seconds": _seconds(self.scan_seconds),
             "next_hop_seconds": _seconds(self.next_hop_seconds),
+            "verdict_seconds": _seconds(self.judged - self.began if self.judged else None),
             "seconds": _seconds(self.ended - self.began if self.ended else None),
             "scanner": self.course.scanner,
             "tries": self.course.tries,
+            "early": self.course.early,
             "spared": self.course.spared,
             "verdict": verdict_name(self.verdict),
             "virus": self.verdict.name if isinstance(self.verdict, Infected) else "",
@@ -164,6 +170,21 @@ class Account:
             "reply": _text(self.reply, _REPLY_MAX),
             "quarantine": self.kept,
         }
+
+
+def is_about(account: Mapping[str, Any], identity: str) -> bool:
+    """Tell whether the account of :meth:`Account.as_dict` is of what ``identity`` names.
+
+    That is the id of the message, of its connection, of its file in quarantine, or the one that the next hop gave it.
+    """
+    if identity.upper() in (str(account.get("message", "")).upper(), str(account.get("connection", "")).upper()):
+        return bool(identity)
+    kept = str(account.get("quarantine") or "")
+    if kept and kept.endswith(f"virus.{identity.removeprefix('virus.')}"):
+        return True
+    # Servers put their id among the words of the reply: "queued as 4X", "id=1w-2", "id 3".
+    words = str(account.get("reply", "")).replace("=", " ").replace("<", " ").replace(">", " ").split()
+    return account.get("outcome") == Outcome.DELIVERED.value and identity in [word.rstrip(".,;") for word in words[1:]]
 
 
 def verdict_name(verdict: Verdict | None) -> str | None:

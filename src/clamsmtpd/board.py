@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["BOARD_SIZE", "ENTRIES", "Board"]
+__all__ = ["BOARD_SIZE", "ENTRIES", "ENTRY_MAX", "Board"]
 
 #: Octets of what a worker says of itself.
 BULLETIN_SIZE = 32 * 1024
@@ -20,6 +20,9 @@ ENTRY_SIZE = 3072
 
 # In front of each text: a number that is odd while it is written, and its length.
 _HEAD = 16
+
+#: Octets of what can be said of a message.
+ENTRY_MAX = ENTRY_SIZE - _HEAD
 
 _COUNTER = 8
 

@@ -29,19 +29,27 @@ class DatagramHandler(logging.Handler):
         self._lost = 0
         self._next_try = 0.0
 
-    def encode(self, level: int, text: str, record: logging.LogRecord | None) -> bytes:
-        """Return the datagram for a line; ``record`` is None for one that the handler itself has to say."""
+    def encode(self, text: str, record: logging.LogRecord) -> bytes:
+        """Return the datagram for a record, which is ``text`` as a line."""
         raise NotImplementedError
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record; count it as lost if it cannot be sent at once."""
         if self._lost:
-            lost = f"{self._lost} log lines were lost, {self.daemon} did not take them"
-            if not self._send(self.encode(logging.WARNING, lost, None)):
+            lost = logging.makeLogRecord(
+                {
+                    "name": record.name,
+                    "levelno": logging.WARNING,
+                    "levelname": "WARNING",
+                    "msg": "%s log lines were lost, %s did not take them",
+                    "args": (self._lost, self.daemon),
+                }
+            )
+            if not self._send(self.encode(self.format(lost), lost)):
                 self._lost += 1
                 return
             self._lost = 0
-        if not self._send(self.encode(record.levelno, self.format(record), record)):
+        if not self._send(self.encode(self.format(record), record)):
             self._lost += 1
 
     def _send(self, data: bytes) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 
 from clamsmtpd import log
 from clamsmtpd.account import Account, Outcome, verdict_name
-from clamsmtpd.board import Board
+from clamsmtpd.board import ENTRY_MAX, Board
+from clamsmtpd.jsonline import json_line
 from clamsmtpd.metrics import OUTCOMES, VERDICTS, Metrics, Span, count_message, observe
 
 __all__ = ["Ledger"]
@@ -50,6 +50,6 @@ class Ledger:
             if seconds is not None:
                 observe(row, span, seconds)
         if self._board is not None:
-            self._board.note(json.dumps(account.as_dict()).encode())
+            self._board.note(json_line(account.as_dict(), ENTRY_MAX).encode())
         if log.wants_accounts():
             _log.info("%s: message ended: %s", account.tag, account)

@@ -11,7 +11,7 @@ from typing import Any
 
 from clamsmtpd.account import verdict_name
 from clamsmtpd.datagrams import DatagramHandler
-from clamsmtpd.journal import JournalHandler, goes_to_journal
+from clamsmtpd.journal import JournalHandler, goes_to_journal, takes_syslog
 from clamsmtpd.logjson import JsonFormatter
 from clamsmtpd.throttle import Throttle
 from clamsmtpd.values import Clean, Envelope, Infected, LogFormat, Oversize, Verdict
@@ -134,8 +134,9 @@ class SyslogHandler(DatagramHandler):
     def __init__(self, path: str = "/dev/log") -> None:
         super().__init__(path)
 
-    def encode(self, level: int, text: str, record: logging.LogRecord | None) -> bytes:  # noqa: ARG002
-        """Return the datagram for a line."""
+    def encode(self, text: str, record: logging.LogRecord) -> bytes:
+        """Return the datagram for a record, which is ``text`` as a line."""
+        level = record.levelno
         syslog = logging.handlers.SysLogHandler
         if level >= logging.ERROR:
             severity = syslog.LOG_ERR
@@ -166,7 +167,7 @@ class _OneLine(logging.Formatter):
 def configure(level: int | None, log_format: LogFormat = LogFormat.TEXT) -> None:
     """Send the log to standard error, from ``level`` 0 (least) to 4; to syslog, facility mail, for None.
 
-    Where standard error leads to the journal of systemd, the log goes there with the fields of each event.
+    Where either leads to the journal of systemd, the log goes there with the fields of each event.
     """
     logger = logging.getLogger("clamsmtpd")
     finish()
@@ -183,10 +184,10 @@ def configure(level: int | None, log_format: LogFormat = LogFormat.TEXT) -> None
     handler: logging.Handler
     formatter: logging.Formatter = _OneLine("%(message)s")
     structured = log_format is LogFormat.JSON
-    if level is None:
-        handler = SyslogHandler()
-    elif goes_to_journal(os.environ):
+    if takes_syslog() if level is None else goes_to_journal(os.environ):
         handler = JournalHandler()
+    elif level is None:
+        handler = SyslogHandler()
     else:
         handler = logging.StreamHandler(sys.stderr)
         formatter = formatter if structured else _OneLine("clamsmtpd: %(message)s")
@@ -198,7 +199,7 @@ def configure(level: int | None, log_format: LogFormat = LogFormat.TEXT) -> None
         logger.addFilter(Throttle())
     logger.propagate = False
     global _wants_accounts  # noqa: PLW0603 - as logging's own configuration, it is the process's
-    _wants_accounts = structured
+    _wants_accounts = structured or isinstance(handler, JournalHandler)
 
 
 _wants_accounts = False

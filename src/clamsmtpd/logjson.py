@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from clamsmtpd.account import Account, Tag
-from clamsmtpd.logevents import OTHER, event_of
+from clamsmtpd.jsonline import json_line
+from clamsmtpd.logevents import ENDED, OTHER, event_of
 
-__all__ = ["JsonFormatter", "Structured", "fields_of"]
+__all__ = ["JsonFormatter", "fields_of"]
 
-#: Characters of a value: a line must fit into a datagram to syslogd.
-_VALUE_MAX = 2000
-
-
-@runtime_checkable
-class Structured(Protocol):
-    """An argument of a log line that has fields of its own."""
-
-    def as_fields(self) -> Mapping[str, Any]:
-        """Return them: names that stay, and values that JSON knows."""
-        ...
+#: Characters of a line: it must fit into a datagram to syslogd, with what stands in front there.
+_LINE_MAX = 7900
 
 
 def fields_of(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
-    """Return the name of a record's event, and its fields by name."""
+    """Return the name of a record's event, and its fields by name.
+
+    An argument with a method ``as_fields`` has more than one: names that stay, and values that JSON knows.
+    """
     event = event_of(record.levelno, record.msg)
     if event is None:
         return OTHER, {}
     fields: dict[str, Any] = {}
+    # Where a line does not say in its text what it is about.
+    if (tag := getattr(record, "tag", None)) is not None:
+        fields.update(_ids(tag))
     arguments = record.args if isinstance(record.args, tuple) else (record.args,) if record.args else ()
     for name, value in zip(event.fields, arguments, strict=False):
         if isinstance(value, Tag):
-            fields["connection"] = value.connection
-            if value.message:
-                fields["message"] = value.message
+            fields.update(_ids(value))
         elif isinstance(value, Account):
             fields.update(value.as_dict())
-        elif isinstance(value, Structured):
-            fields.update(value.as_fields())
+        elif isinstance(value, str | int | float):
+            fields[name] = value
+        elif (parts := getattr(value, "as_fields", None)) is not None:
+            fields.update(parts())
         else:
-            fields[name] = value if isinstance(value, int | float) else _cut(str(value))
+            fields[name] = str(value)
     return event.name, fields
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _VALUE_MAX else f"{text[:_VALUE_MAX]} ..."
+def _ids(tag: Tag) -> dict[str, str]:
+    return {"connection": tag.connection, **({"message": tag.message} if tag.message else {})}
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object on one line, in ASCII.
+    """A record as one JSON object on one line, in ASCII, that fits into a datagram to syslogd.
 
     Each has ``time`` (RFC 3339, UTC), ``level``, ``event`` and ``pid``, then the event's own fields, and last ``text``,
     the line as it is in the text log, except for the account of a message, which is in no text log.
@@ -74,6 +70,6 @@ class JsonFormatter(logging.Formatter):
             "pid": os.getpid(),
             **fields,
         }
-        if event != "message.ended":
-            told["text"] = _cut(self._text.format(record))
-        return json.dumps(told)
+        if event != ENDED:
+            told["text"] = self._text.format(record)
+        return json_line(told, _LINE_MAX)

@@ -244,4 +244,8 @@ class Metrics:
         row[BEAT] = row[READINESS] = 0
 
     def __str__(self) -> str:
-        return ", ".join(f"{metric.name}={self.total(index)}" for index, metric in enumerate(METRICS))
+        return ", ".join(f"{name}={total}" for name, total in self.as_fields().items())
+
+    def as_fields(self) -> dict[str, int]:
+        """Return the sums by their names."""
+        return {metric.name: self.total(index) for index, metric in enumerate(METRICS)}

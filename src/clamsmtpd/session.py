@@ -237,7 +237,7 @@ class Session:
             trusted=trusted,
             starttls=self._host.certificate is not None,
             out_tls=settings.out_tls,
-            admits=self._host.inspector.admits,
+            admits=partial(self._host.inspector.admits, self.tag),
         )
 
     def start(self, sock: socket.socket) -> None:
@@ -424,7 +424,7 @@ class Session:
 
     def _could_not_connect(self, address: Address, error: Exception) -> None:
         count_failure(self._host.row, Failure.NEXT_HOP_UNREACHABLE)
-        self.run(self.relay.server_lost, f"cannot connect to {address}: {describe(error)}")
+        self.run(self.relay.server_lost, "cannot connect to %s: %s", str(address), describe(error))
 
     def _next_hop(self) -> Address | None:
         client, destination = self._ends
@@ -490,7 +490,7 @@ class Session:
             if self.relay.awaits is not Awaits.NOTHING:
                 count_failure(self._host.row, Failure.NEXT_HOP_LOST)
             why = describe(error) if error else "closed by the other side"
-            self.run(self.relay.server_lost, f"connection lost: {why}")
+            self.run(self.relay.server_lost, "connection lost: %s", why)
         self._finish()
 
     def _secure_server(self, _effect: SecureServer) -> None:
@@ -526,7 +526,7 @@ class Session:
                 raise
             self._server_handshake = None
             self._drop_server()
-            self.run(self.relay.server_insecure, f"TLS handshake failed: {describe(error)}")
+            self.run(self.relay.server_insecure, describe(error))
             self._finish()
             return
         self._server_handshake = None
@@ -672,8 +672,10 @@ class Session:
             )
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become a delivery
             count_failure(self._host.row, Failure.INTERNAL)
-            _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
-            _log.debug("%s: traceback", self.tag, exc_info=error)
+            # The message may have been given up, and ours be the tag of another one.
+            tag = self.tag if account is None else account.tag
+            _log.error("%s: internal error: %s: %s", tag, type(error).__name__, error)
+            _log.debug("%s: traceback", tag, exc_info=error)
             decision = Defer()
         if not spool.abandoned:
             self._inspecting = None
@@ -710,7 +712,7 @@ class Session:
         count_failure(self._host.row, Failure.STORAGE)
         if self._server is not None:
             self._server.abort()
-        self.run(self.relay.server_lost, f"cannot read the spool: {describe(error)}")
+        self.run(self.relay.server_lost, "cannot read the spool: %s", describe(error))
 
     def _discard(self, _effect: Discard | None = None) -> None:
         self._transmission = None
@@ -762,7 +764,8 @@ class Session:
                 self._deadline.start()
 
     def _note(self, effect: Note) -> None:
-        _log.warning("%s: %s", self.tag, escape(effect.text))
+        line = f"%s: {effect.format}"
+        _log.warning(line, self.tag, *map(escape, effect.arguments))
 
     def _identify(self, effect: Identify) -> None:
         identity = effect.identity

@@ -19,6 +19,15 @@ BURST = 20
 _KINDS_MAX = 200
 
 
+class _Count(int):
+    """A number that is shown with its thousands apart."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"{int(self):,}"
+
+
 class _Kind:
     """Records of one kind since ``start``."""
 
@@ -71,7 +80,7 @@ class Throttle(logging.Filter):
 
     def _kind_of(self, record: logging.LogRecord) -> _Kind:
         now = self._clock()
-        name = _name(record)
+        name = str(record.msg)
         kind = self._kinds.get(name)
         if kind is not None and now < kind.start + INTERVAL:
             return kind
@@ -95,14 +104,14 @@ class Throttle(logging.Filter):
         if last is None:
             return
         seconds = self._clock() - kind.start
-        text = f"{kind.left_out:,} more like this in {seconds:.0f} s, the last one: {last.getMessage()}"
-        told = logging.makeLogRecord({"name": last.name, "levelno": last.levelno, "msg": text})
+        told = logging.makeLogRecord(
+            {
+                "name": last.name,
+                "levelno": last.levelno,
+                "levelname": last.levelname,
+                "msg": "%s more like this in %.0f s, the last one: %s",
+                "args": (_Count(kind.left_out), seconds, last.getMessage()),
+            }
+        )
         # Past the filters: it is not to be counted itself.
         logging.getLogger(last.name).callHandlers(told)
-
-
-def _name(record: logging.LogRecord) -> str:
-    """Name the kind of a record: its format, or what the text behind a connection's id begins with."""
-    if record.msg == "%s: %s" and isinstance(record.args, tuple):
-        return str(record.args[1]).partition(":")[0]
-    return str(record.msg)

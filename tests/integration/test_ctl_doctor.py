@@ -86,7 +86,6 @@ def alone(folder: Path, *lines: str) -> Path:
 def test_all_is_well_and_a_virus_sent_now_is_stopped(
     clamd: Clamd, postfix: Postfix, start_daemon: Start, tmp_path: Path
 ) -> None:
-    tmp_path.chmod(0o755)
     daemon = start_daemon(
         f"ClamAddress: {clamd.unix}",
         f"ClamAddress: {clamd.tcp}",
@@ -188,12 +187,10 @@ def test_clamd_that_is_elsewhere_is_told_with_the_setting(clamd: Clamd, sink: Si
     ],
 )
 def test_a_socket_that_the_daemons_user_may_not_use_is_told_with_who_needs_what(
-    clamd: Clamd, sink: Sink, tmp_path: Path, mode: int, folder: int, finding: str, mend: str
+    clamd: Clamd, sink: Sink, open_folder: Path, mode: int, folder: int, finding: str, mend: str
 ) -> None:
     group = grp.getgrnam("clamav").gr_gid
-    for parent in (tmp_path, *tmp_path.parents[:-2]):
-        parent.chmod(0o755)
-    place = tmp_path / "run"
+    place = open_folder / "run"
     place.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(place / "clamd"))
@@ -202,7 +199,7 @@ def test_a_socket_that_the_daemons_user_may_not_use_is_told_with_who_needs_what(
         (place / "clamd").chmod(mode)
         os.chown(place, 0, group)
         place.chmod(folder)
-        told = doctor(alone(tmp_path, f"ClamAddress: {place}/clamd", f"OutAddress: {sink.address}", "User: nobody"))
+        told = doctor(alone(open_folder, f"ClamAddress: {place}/clamd", f"OutAddress: {sink.address}", "User: nobody"))
     step = told.step("clamd at")
     names = {"socket": f"{place}/clamd", "folder": str(place)}
     assert step["state"] == "failed"

@@ -49,10 +49,10 @@ def send(place: TcpAddress, text: bytes) -> None:
 
 
 @HOSTS
-def test_postfix_after_the_queue(clamd: Clamd, start_daemon: Start, tmp_path: Path, host: str) -> None:
+def test_postfix_after_the_queue(clamd: Clamd, start_daemon: Start, open_folder: Path, host: str) -> None:
     listen, back, front = places(host, 3)
     lines = [f"ClamAddress: {clamd.unix}", f"Listen: {listen}", f"OutAddress: {back}", "XClient: on"]
-    main, master = printed(tmp_path, "postfix", 0, *lines)
+    main, master = printed(open_folder, "postfix", 0, *lines)
     with Postfix(main=main, master=master, reinjection=back, address=front, host=host) as postfix:
         daemon = start_daemon(*lines)
         send(front, CLEAN)
@@ -67,14 +67,11 @@ def test_postfix_after_the_queue(clamd: Clamd, start_daemon: Start, tmp_path: Pa
 
 
 @pytest.mark.parametrize("lmtp", [False, True])
-def test_postfix_by_lmtp_and_unix_sockets(clamd: Clamd, start_daemon: Start, tmp_path: Path, lmtp: bool) -> None:
+def test_postfix_by_lmtp_and_unix_sockets(clamd: Clamd, start_daemon: Start, open_folder: Path, lmtp: bool) -> None:
     (back, front) = places("127.0.0.1", 2)
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:-2]:
-        parent.chmod(0o755)
-    listen = f"{'lmtp:' if lmtp else ''}{tmp_path}/filter"
+    listen = f"{'lmtp:' if lmtp else ''}{open_folder}/filter"
     lines = [f"ClamAddress: {clamd.unix}", f"Listen: {listen}", f"OutAddress: {back}", "Action: bounce"]
-    *main, master = printed(tmp_path, "postfix", 0, *lines)
+    *main, master = printed(open_folder, "postfix", 0, *lines)
     service = {f"{front} inet": "smtp      inet"}
     for ours, shown in service.items():
         master = master.replace(shown, ours)
@@ -91,10 +88,10 @@ def test_postfix_by_lmtp_and_unix_sockets(clamd: Clamd, start_daemon: Start, tmp
 
 
 @HOSTS
-def test_postfix_before_the_queue(clamd: Clamd, start_daemon: Start, tmp_path: Path, host: str) -> None:
+def test_postfix_before_the_queue(clamd: Clamd, start_daemon: Start, open_folder: Path, host: str) -> None:
     listen, back, front = places(host, 3)
     lines = [f"ClamAddress: {clamd.unix}", f"Listen: {listen}", f"OutAddress: {back}", "Action: bounce"]
-    (master,) = printed(tmp_path, "postfix", 1, *lines)
+    (master,) = printed(open_folder, "postfix", 1, *lines)
     master = master.replace("smtp      inet", f"{front} inet")
     with Postfix(master=master, address=front, reinjection=back, host=host) as postfix:
         start_daemon(*lines)
@@ -108,13 +105,11 @@ def test_postfix_before_the_queue(clamd: Clamd, start_daemon: Start, tmp_path: P
 
 @HOSTS
 @pytest.mark.parametrize("listen", ["{}", "lmtp:{}", "lmtp:FOLDER/filter"])
-def test_exim(clamd: Clamd, start_daemon: Start, tmp_path: Path, host: str, listen: str) -> None:
+def test_exim(clamd: Clamd, start_daemon: Start, open_folder: Path, host: str, listen: str) -> None:
     place, back, front = places(host, 3)
-    for folder in (tmp_path, *tmp_path.parents[:-2]):
-        folder.chmod(0o755)
-    listen = listen.format(place).replace("FOLDER", str(tmp_path))
+    listen = listen.format(place).replace("FOLDER", str(open_folder))
     lines = [f"ClamAddress: {clamd.unix}", f"Listen: {listen}", f"OutAddress: {back}"]
-    interfaces, router, transport = printed(tmp_path, "exim", 0, *lines)
+    interfaces, router, transport = printed(open_folder, "exim", 0, *lines)
     interfaces = interfaces.replace("[0.0.0.0]:25 ; [::0]:25", f"[{host}]:{front.port}")
     with Exim(interfaces=interfaces, first_router=router, first_transport=transport, address=front, host=host) as exim:
         daemon = start_daemon(*lines)
@@ -127,10 +122,10 @@ def test_exim(clamd: Clamd, start_daemon: Start, tmp_path: Path, host: str, list
 
 
 @HOSTS
-def test_opensmtpd(clamd: Clamd, start_daemon: Start, tmp_path: Path, host: str) -> None:
+def test_opensmtpd(clamd: Clamd, start_daemon: Start, open_folder: Path, host: str) -> None:
     listen, back, front = places(host, 3)
     lines = [f"ClamAddress: {clamd.unix}", f"Listen: {listen}", f"OutAddress: {back}"]
-    (configuration,) = printed(tmp_path, "opensmtpd", 0, *lines)
+    (configuration,) = printed(open_folder, "opensmtpd", 0, *lines)
     for shown, ours in {
         "listen on 0.0.0.0 port 25": f"listen on {host} port {front.port}",
         # The tests' root has no interface of that name to be asked about.

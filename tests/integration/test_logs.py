@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from clamsmtpd.ctl.main import cli
 from tests.support.clamd import EICAR, EICAR_NAME, Clamd
 from tests.support.daemon import Daemon
+from tests.support.journald import Journald, why_not
 from tests.support.sink import Sink
 
 pytestmark = pytest.mark.integration
@@ -45,7 +46,7 @@ def test_each_line_is_an_object_and_an_id_joins_those_of_a_message(clamd: Clamd,
     settings = [f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "LogFormat: json", "Quarantine: on"]
     with Daemon(*settings, "VirusAction: exit 3", f"Workers: {workers}") as running:
         send_two(running)
-        running.wait_for_log("hook.started")
+        running.wait_for_log("hook.ended")
         running.send(signal.SIGTERM)
         assert running.wait() == 0
         events: list[dict[str, Any]] = [json.loads(line) for line in running.log().splitlines()]
@@ -58,7 +59,7 @@ def test_each_line_is_an_object_and_an_id_joins_those_of_a_message(clamd: Clamd,
         [event for event in events if event.get("message") == f"{connection}-{number}"] for number in (1, 2)
     )
     assert {"message.judged", "message.ended"} <= {event["event"] for event in first}
-    assert {"message.judged", "message.ended", "virus.quarantined", "hook.started"} <= {
+    assert {"message.judged", "message.ended", "virus.quarantined", "hook.ended"} <= {
         event["event"] for event in second
     }
     (judged,) = [event for event in second if event["event"] == "message.judged"]
@@ -95,6 +96,9 @@ START = (
     "os.environ['JOURNAL_STREAM'] = f'{status.st_dev}:{status.st_ino}'; os.execv(sys.argv[1], sys.argv[1:])"
 )
 
+# Below the level at which its start would be waited for in what it writes, as it writes nothing; it logs all the same.
+INFO = {"log._LEVELS": (50, 20, 20, 20, 10)}
+
 
 def test_under_systemd_the_log_goes_to_the_journal_with_fields(clamd: Clamd, hop: Sink, tmp_path: Path) -> None:
     place = tmp_path / "journal"
@@ -104,10 +108,9 @@ def test_under_systemd_the_log_goes_to_the_journal_with_fields(clamd: Clamd, hop
         with Daemon(
             f"OutAddress: {hop.address}",
             f"ClamAddress: {clamd.unix}",
-            # Below the level at which its start would be waited for in what it writes: it writes nothing.
             level=2,
             wrapper=[sys.executable, "-c", START],
-            constants={"journal.SOCKET": str(place), "log._LEVELS": (50, 20, 20, 20, 10)},
+            constants={"journal.SOCKET": str(place), **INFO},
         ) as running:
             send_two(running)
             found = b""
@@ -117,3 +120,31 @@ def test_under_systemd_the_log_goes_to_the_journal_with_fields(clamd: Clamd, hop
             assert f"CLAMSMTPD_VIRUS={EICAR_NAME}\n".encode() in found
             assert b"SYSLOG_IDENTIFIER=clamsmtpd\n" in found
             assert running.log() == ""
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_debians_journald_takes_the_fields_and_explain_tells_the_story_from_it(clamd: Clamd, hop: Sink) -> None:
+    settings = [f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "Workers: 2"]
+    wrapped = [sys.executable, "-c", START]
+    with (
+        Journald() as journald,
+        Daemon(*settings, level=2, wrapper=[*journald.wrapper, *wrapped], constants=INFO) as running,
+    ):
+        send_two(running)
+        first, second = journald.wait_for("message.ended", number=2)
+        assert first["_TRANSPORT"] == "journal"
+        assert (first["SYSLOG_FACILITY"], first["PRIORITY"]) == ("2", "6")
+        assert first["CLAMSMTPD_CONNECTION"] == second["CLAMSMTPD_CONNECTION"]
+        assert (second["CLAMSMTPD_VIRUS"], second["CLAMSMTPD_OUTCOME"]) == (EICAR_NAME, "dropped")
+        judged = journald.wait_for("message.judged", number=2)
+        assert [entry["CLAMSMTPD_MESSAGE"] for entry in judged] == [
+            entry["CLAMSMTPD_MESSAGE"] for entry in (first, second)
+        ]
+        assert {entry["_PID"] for entry in judged} == {entry["SYSLOG_PID"] for entry in judged}
+        printed = journald.journalctl("-o", "json")
+        assert running.log() == ""
+    done = CliRunner().invoke(cli, ["explain", second["CLAMSMTPD_MESSAGE"], "--log", "-"], input=printed)
+    assert done.exit_code == 0, done.output
+    assert f"verdict: infected, {EICAR_NAME}, by clamd at {clamd.unix}" in done.output
+    done = CliRunner().invoke(cli, ["explain", "recorded", "--log", "-", "--json"], input=printed)
+    assert [account["outcome"] for account in json.loads(done.output)["messages"]] == ["delivered"]

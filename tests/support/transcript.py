@@ -171,8 +171,8 @@ def _show(effects: Iterable[Effect]) -> list[str]:
                 lines.append("** abort server" if abort else "** close server")
             case CloseClient():
                 lines.append("** close client")
-            case Note(text):
-                lines.append(f"** note {text}")
+            case Note():
+                lines.append(f"** note {effect.text}")
     return lines
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamsmtpd.account import Account, Outcome, Tag, verdict_name
+from clamsmtpd.account import Account, Outcome, Tag, is_about, verdict_name
 from clamsmtpd.clamd.course import Course
 from clamsmtpd.values import (
     Bounce,
@@ -71,6 +71,7 @@ def test_the_times_of_a_message_that_went_all_the_way() -> None:
     assert told["queue_seconds"] == 0.5
     assert told["scan_seconds"] == 2.0
     assert told["next_hop_seconds"] == 2.5
+    assert told["verdict_seconds"] == 3.5
     assert told["seconds"] == 6.0
     assert told["reply"] == "250 2.0.0 Ok: queued as 4X"
 
@@ -113,6 +114,25 @@ def test_verdicts_have_names_that_stay(verdict: Verdict | None, name: str | None
 )
 def test_decisions_too(decision: Decision | None, name: str | None) -> None:
     assert Account(TAG, decision=decision).as_dict()["decision"] == name
+
+
+@pytest.mark.parametrize("reply", ["250 2.0.0 Ok: queued as 4X", "250 OK id=4X", "250 <4X> taken", "250 4X."])
+def test_an_account_is_about_the_id_that_the_next_hop_gave(reply: str) -> None:
+    account = Account(TAG)
+    account.end(1.0, reply.encode(), taken=1)
+    assert is_about(account.as_dict(), "4X")
+    assert not is_about(account.as_dict(), "4x")
+    account.end(1.0, reply.encode(), taken=None)
+    assert not is_about(account.as_dict(), "4X"), "that is our own word"
+
+
+def test_an_account_is_about_its_connection_and_its_file_in_quarantine() -> None:
+    account = Account(TAG, kept="/spool/virus.AbCdEf").as_dict()
+    for identity in ("100ABC-2", "100abc-2", "100ABC", "virus.AbCdEf", "AbCdEf"):
+        assert is_about(account, identity), identity
+    for identity in ("", "100ABC-", "100AB", "AbCdE", "abcdef", "virus."):
+        assert not is_about(account, identity), identity
+    assert not is_about({}, "")
 
 
 @given(st.binary(max_size=400), st.binary(max_size=400), st.binary(max_size=400))

@@ -13,9 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamsmtpd import supervisor
-from clamsmtpd.log import SyslogHandler, configure, describe, escape, escape_field, finish, message_line
-from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Unscanned, Verdict
+from clamsmtpd import log, supervisor
+from clamsmtpd.journal import JournalHandler
+from clamsmtpd.log import (
+    SyslogHandler,
+    configure,
+    describe,
+    escape,
+    escape_field,
+    finish,
+    message_line,
+    wants_accounts,
+)
+from clamsmtpd.values import Clean, Envelope, Infected, LogFormat, Oversize, Unscanned, Verdict
 
 logger = logging.getLogger("clamsmtpd")
 
@@ -25,7 +35,9 @@ def _logging_as_before() -> Iterator[None]:
     names = ("logThreads", "logProcesses", "logMultiprocessing", "raiseExceptions", "_srcfile")
     before = {name: getattr(logging, name) for name in names}
     level, propagate = logger.level, logger.propagate
+    accounts = log._wants_accounts
     yield
+    log._wants_accounts = accounts
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
@@ -244,6 +256,21 @@ def test_syslog_gets_info_but_no_debug() -> None:
     assert isinstance(handler, SyslogHandler)
     assert logger.isEnabledFor(logging.INFO)
     assert not logger.isEnabledFor(logging.DEBUG)
+
+
+def test_in_the_background_the_log_goes_to_the_journal_if_that_has_syslogs_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("clamsmtpd.log.takes_syslog", lambda: True)
+    configure(None)
+    assert isinstance(logger.handlers[0], JournalHandler)
+    assert wants_accounts()
+    monkeypatch.setattr("clamsmtpd.log.takes_syslog", lambda: False)
+    configure(None)
+    assert isinstance(logger.handlers[0], SyslogHandler)
+    assert not wants_accounts()
+    configure(3, LogFormat.JSON)
+    assert wants_accounts()
 
 
 # syslogd

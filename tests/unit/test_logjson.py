@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from clamsmtpd import journal
 from clamsmtpd.account import Account, Tag
-from clamsmtpd.journal import JournalHandler, goes_to_journal
-from clamsmtpd.log import MessageLine, message_line
+from clamsmtpd.journal import JournalHandler, goes_to_journal, takes_syslog
+from clamsmtpd.log import MessageLine, SyslogHandler, message_line
 from clamsmtpd.logjson import JsonFormatter
+from clamsmtpd.metrics import CLEAN, Metrics
+from clamsmtpd.throttle import Throttle
 from clamsmtpd.values import Clean, Envelope, Infected, Oversize, Unscanned
 
 TAG = Tag("100ABC").of_message(2)
@@ -27,6 +29,14 @@ TAG = Tag("100ABC").of_message(2)
 
 def record(level: int, text: str, *arguments: object) -> logging.LogRecord:
     return logging.LogRecord("clamsmtpd", level, "", 0, text, arguments, None)
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "journal"))
+        sock.settimeout(5)
+        yield sock
 
 
 def told(level: int, text: str, *arguments: object) -> dict[str, Any]:
@@ -82,6 +92,15 @@ def test_numbers_stay_numbers() -> None:
     assert (found["limit"], found["connections"]) == (75.0, 3)
 
 
+def test_totals_are_numbers() -> None:
+    metrics = Metrics()
+    metrics.row(0)[CLEAN] = 7
+    found = told(logging.INFO, "totals: %s", metrics)
+    assert (found["event"], found["clean"], found["infected"]) == ("daemon.totals", 7, 0)
+    assert "clean=7, infected=0" in found["text"]
+    assert not {"time", "level", "event", "pid", "text"} & set(metrics.as_fields())
+
+
 def test_the_account_of_a_message_is_all_fields_and_no_text() -> None:
     account = Account(TAG, "192.0.2.1")
     account.end(1.0, b"250 ok\r\n", taken=1)
@@ -91,9 +110,22 @@ def test_the_account_of_a_message_is_all_fields_and_no_text() -> None:
     assert "text" not in found
 
 
+def test_what_a_line_is_about_is_named_though_its_text_does_not() -> None:
+    made = record(logging.WARNING, "message refused before its text: no scanner could judge it in time")
+    made.tag = Tag("100ABC")
+    found = json.loads(JsonFormatter(logging.Formatter("%(message)s")).format(made))
+    assert (found["event"], found["connection"]) == ("message.turned_away", "100ABC")
+    assert found["text"] == "message refused before its text: no scanner could judge it in time"
+
+
+def test_a_reply_of_the_next_hop_is_a_field() -> None:
+    found = told(logging.WARNING, "%s: next hop refused the message: %s", TAG, "554 5.6.0 not this")
+    assert (found["event"], found["reply"], found["message"]) == ("next_hop.refused", "554 5.6.0 not this", "100ABC-2")
+
+
 def test_what_is_in_no_table_is_other() -> None:
-    found = told(logging.WARNING, "1,000 more like this")
-    assert (found["event"], found["text"]) == ("other", "1,000 more like this")
+    found = told(logging.WARNING, "1,000 green bottles")
+    assert (found["event"], found["text"]) == ("other", "1,000 green bottles")
 
 
 @given(st.binary(max_size=600), st.text(max_size=3000))
@@ -101,6 +133,54 @@ def test_whatever_strangers_say_a_line_is_one_object(sender: bytes, reason: str)
     told(logging.INFO, "%s: %s", TAG, MessageLine(Envelope(sender, (sender,)), Clean()))
     told(logging.WARNING, "%s: %s", TAG, reason)
     told(logging.WARNING, "%s: %s: %s", TAG, reason, reason)
+
+
+@pytest.mark.parametrize("octets", [b"a" * 510, b"\xff" * 510, b"\0" * 510, "\U0001f600".encode() * 100])
+def test_the_longest_line_is_one_object_to_syslogd_too(receiver: socket.socket, octets: bytes) -> None:
+    handler = SyslogHandler(receiver.getsockname())
+    handler.setFormatter(JsonFormatter(logging.Formatter("%(message)s")))
+    envelope = Envelope(octets, (octets,) * 30, octets, octets)
+    account = Account(TAG, envelope=envelope, verdict=Unscanned("r" * 5000), reply=octets)
+    for text, argument in (("%s: %s", MessageLine(envelope, Clean())), ("%s: message ended: %s", account)):
+        handler.emit(record(logging.INFO, text, TAG, argument))
+        front, _, line = receiver.recv(100_000).partition(b": ")
+        assert front == b"<22>clamsmtpd[%d]" % os.getpid()
+        found = json.loads(line)
+        assert found["message"] == "100ABC-2"
+        assert found["recipients_count"] == 30
+    handler.close()
+
+
+def test_what_the_log_has_to_say_itself_is_an_object_too(
+    receiver: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = SyslogHandler("/nonexistent/log")
+    handler.setFormatter(JsonFormatter(logging.Formatter("%(message)s")))
+    monkeypatch.setattr("clamsmtpd.datagrams._RETRY_INTERVAL", 0.0)
+    handler.emit(record(logging.INFO, "lost"))
+    handler._path = receiver.getsockname()
+    handler.emit(record(logging.INFO, "there"))
+    handler.close()
+    found = json.loads(receiver.recv(10_000).partition(b": ")[2])
+    assert (found["event"], found["level"], found["count"]) == ("log.lost", "warning", 1)
+    assert found["text"] == "1 log lines were lost, syslogd did not take them"
+
+
+def test_a_count_of_what_was_left_out_is_a_number() -> None:
+    logger = logging.getLogger("clamsmtpd.counted")
+    throttle, lines = Throttle(lambda: 1.0), list[dict[str, Any]]()
+    handler = logging.Handler()
+    formatter = JsonFormatter(logging.Formatter("%(message)s"))
+    handler.emit = lambda record: lines.append(json.loads(formatter.format(record)))  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.addFilter(throttle)
+    for _ in range(1020):
+        logger.warning("%s: next hop refused DATA: %s", TAG, "452 no")
+    throttle.tell()
+    logger.removeHandler(handler)
+    assert len(lines) == 21
+    assert (lines[-1]["event"], lines[-1]["count"], lines[-1]["level"]) == ("log.left_out", 1000, "warning")
+    assert lines[-1]["text"] == "1,000 more like this in 0 s, the last one: 100ABC: next hop refused DATA: 452 no"
 
 
 def test_a_traceback_is_on_the_same_line() -> None:
@@ -114,14 +194,6 @@ def test_a_traceback_is_on_the_same_line() -> None:
 
 
 # The journal
-
-
-@pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(str(tmp_path / "journal"))
-        sock.settimeout(5)
-        yield sock
 
 
 def parse(data: bytes) -> dict[str, str]:
@@ -165,6 +237,17 @@ def test_journald_gets_the_fields_of_the_event(receiver: socket.socket) -> None:
     }
 
 
+def test_journald_gets_the_account_of_a_message_that_has_ended(receiver: socket.socket) -> None:
+    account = Account(TAG, "192.0.2.1", envelope=Envelope(b"a@example.org", (b"\xff" * 500,) * 12))
+    account.end(1.0, b"250 2.0.0 Ok: queued as 4X\r\n", taken=1)
+    found = journalled(receiver, record(logging.INFO, "%s: message ended: %s", TAG, account))
+    assert found["MESSAGE"] == "100ABC: message ended: 100ABC-2 delivered, 250 2.0.0 Ok: queued as 4X"
+    assert (found["CLAMSMTPD_EVENT"], found["CLAMSMTPD_OUTCOME"]) == ("message.ended", "delivered")
+    # What is longer, journalctl -o json leaves out.
+    assert len(found["CLAMSMTPD_ACCOUNT"]) < 4096
+    assert json.loads(found["CLAMSMTPD_ACCOUNT"])["recipients_count"] == 12
+
+
 @pytest.mark.parametrize(
     ("level", "priority"),
     [(logging.CRITICAL, "2"), (logging.ERROR, "3"), (logging.WARNING, "4"), (logging.INFO, "6"), (logging.DEBUG, "7")],
@@ -176,7 +259,7 @@ def test_levels_are_priorities(receiver: socket.socket, level: int, priority: st
 def test_a_value_with_line_ends_cannot_become_a_field(receiver: socket.socket) -> None:
     found = journalled(receiver, record(logging.WARNING, "%s: %s", TAG, "one\nCLAMSMTPD_EVENT=forged\nPRIORITY=0"))
     assert found["MESSAGE"] == "100ABC: one\nCLAMSMTPD_EVENT=forged\nPRIORITY=0"
-    assert (found["CLAMSMTPD_EVENT"], found["PRIORITY"]) == ("connection.trouble", "4")
+    assert (found["CLAMSMTPD_EVENT"], found["PRIORITY"]) == ("other", "4")
 
 
 def test_a_journal_that_is_not_there_loses_lines_and_says_so_later(
@@ -209,3 +292,16 @@ def test_the_journal_is_known_by_the_descriptor_that_leads_there(tmp_path: Path)
             assert not goes_to_journal({"JOURNAL_STREAM": wrong}, stream.fileno())
         assert not goes_to_journal({}, stream.fileno())
         assert not goes_to_journal({"JOURNAL_STREAM": right}, 9999)
+
+
+def test_syslog_is_the_journal_where_the_way_to_it_leads_there(tmp_path: Path) -> None:
+    link, target, sink = tmp_path / "log", tmp_path / "dev-log", tmp_path / "socket"
+    assert not takes_syslog(str(link), str(target), str(sink))
+    target.touch()
+    link.symlink_to(target)
+    assert not takes_syslog(str(link), str(target), str(sink)), "nothing takes fields there"
+    sink.touch()
+    assert takes_syslog(str(link), str(target), str(sink))
+    link.unlink()
+    link.touch()
+    assert not takes_syslog(str(link), str(target), str(sink)), "that is another program's"

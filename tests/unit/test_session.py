@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import logging
 import os
 import socket
@@ -16,8 +17,10 @@ import pytest
 
 from clamsmtpd import session
 from clamsmtpd.clamd.pool import Pool
+from clamsmtpd.commons import Commons
 from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener, listen
+from clamsmtpd.metrics import OUTCOMES, VERDICTS
 from clamsmtpd.policy import Policy
 from clamsmtpd.poller import Poller
 from clamsmtpd.server import Server
@@ -67,11 +70,13 @@ def test_a_virus_is_dropped_kept_and_reported(tmp_path: Path, caplog: pytest.Log
             variables = dict(line.split("=", 1) for line in seen.read_text().splitlines())
             assert variables.pop("PWD", "")
             assert variables == {
+                "ATTACHMENT": "part 1 (text/plain)",
                 "CLIENT": "127.0.0.1",
                 "SERVER": "127.0.0.1",
                 "SENDER": "a@example.org",
                 "RECIPIENTS": "b@example.org",
                 "EMAIL": str(kept),
+                "SHA256": hashlib.sha256(b".bad\r\n").hexdigest(),
                 "TMPDIR": str(here.folder),
                 "VIRUS": "Eicar-Test",
                 "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -98,7 +103,7 @@ def test_a_virus_passed_on_is_marked(tmp_path: Path) -> None:
 def test_a_virus_that_cannot_be_kept_is_not_dropped(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, "Quarantine: on", clamd=Clamd(INFECTED)) as here:
-            here.folder.rmdir()
+            here.folder.rename(tmp_path / "gone")
             client = await here.client()
             await client.envelope()
             assert (await client.message()).startswith(b"451 ")
@@ -632,18 +637,18 @@ def test_a_verdict_that_comes_after_the_client_has_left_is_there_for_its_next_tr
             await until(lambda: clamd.requests == 1)
             client.close()
             await until(lambda: here.hop.open == 0)
-            assert os.listdir(here.folder) == []
+            assert list(here.folder.glob("*.*")) == []
             clamd.answers.set()
             await until(lambda: "the verdict came after the client had left: Eicar-Test" in caplog.text)
             # Of a message that is still to come there is nothing to be counted or kept.
             assert "status=" not in caplog.text
-            assert os.listdir(here.folder) == []
+            assert list(here.folder.glob("*.*")) == []
             client = await here.client()
             await client.envelope()
             asked = clamd.requests
             assert (await client.message(b"x\r\n")).startswith(b"550 ")
             assert clamd.requests == asked
-            assert len(os.listdir(here.folder)) == 1
+            assert len(list(here.folder.glob("virus.*"))) == 1
 
     before = descriptors()
     run(main())
@@ -809,3 +814,20 @@ def test_a_next_hop_that_cannot_be_watched_is_one_that_cannot_be_reached(
 
 def raises_no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_message_given_up_between_its_chunks_has_ended_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        share = Commons(1, 10, seen=True).share(0)
+        async with world(tmp_path, share=share) as here:
+            client = await here.client()
+            await client.envelope()
+            assert (await client.ask(b"BDAT 5\r\nabc")).startswith(b"250 ")
+            assert share.metrics.messages(VERDICTS.index("none"), OUTCOMES.index("abandoned")) == 0
+            assert await client.ask(b"RSET") == b"250 ok\r\n"
+            assert share.metrics.messages(VERDICTS.index("none"), OUTCOMES.index("abandoned")) == 1
+            (session,) = here.server._sessions
+            assert session.tag.message == ""
+        assert share.metrics.messages(VERDICTS.index("none"), OUTCOMES.index("abandoned")) == 1
+
+    run(main())

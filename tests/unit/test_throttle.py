@@ -71,8 +71,8 @@ def test_few_of_a_kind_all_pass(log: Log) -> None:
 
 def test_one_kind_hides_no_other(log: Log) -> None:
     for number in range(500):
-        log.logger.warning("%s: %s", number, f"next hop: cannot connect to 192.0.2.1:{number}")
-    log.logger.warning("%s: %s", "A", "message refused: a dot stands between line ends")
+        log.logger.warning("%s: next hop: cannot connect to %s: %s", number, f"192.0.2.1:{number}", "why")
+    log.logger.warning("%s: message refused: a dot stands between line ends", "A")
     log.logger.warning("MaxConnections is reached: %d", 64)
     assert len(log.lines) == BURST + 2
 
@@ -88,7 +88,8 @@ def test_lines_that_are_counted_by_programs_are_never_left_out(log: Log) -> None
 
 def test_kinds_without_number_do_not_fill_the_memory(log: Log) -> None:
     for number in range(10_000):
-        log.logger.warning("%s: %s", "F", f"stranger {number}")
+        text = f"%s: stranger {number}"
+        log.logger.warning(text, "F")
     assert len(log.throttle._kinds) <= throttle._KINDS_MAX
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clamsmtpd import __version__
+from clamsmtpd.account import is_about
 from clamsmtpd.clamd.protocol import signatures_date
 from clamsmtpd.commons import Share
 from clamsmtpd.config import Settings
@@ -154,7 +155,7 @@ class View:
 
         ``wanted``: only those of that message id, connection id, quarantine id, or id in the next hop's queue.
         """
-        found = [account for account in self._accounts() if not wanted or _is_wanted(account, wanted)]
+        found = [account for account in self._accounts() if not wanted or is_about(account, wanted)]
         found.sort(key=lambda account: float(account["since"]), reverse=True)
         return found[:LISTED_MAX]
 
@@ -170,17 +171,8 @@ class View:
                     yield number, json.loads(text)
 
 
-def _is_wanted(account: dict[str, Any], wanted: str) -> bool:
-    if wanted.upper() in (account["message"].upper(), account["connection"].upper()):
-        return True
-    if account["quarantine"] and account["quarantine"].endswith(f"virus.{wanted.removeprefix('virus.')}"):
-        return True
-    # Servers put their id among the words of the reply: "queued as 4X", "id=1w-2", "id 3".
-    words = account["reply"].replace("=", " ").replace("<", " ").replace(">", " ").split()
-    return account["outcome"] == "delivered" and wanted in [word.rstrip(".,;") for word in words[1:]]
-
-
 def _memory_of(pid: int) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm", encoding="ascii") as file:
+    # Not as ASCII: its codec would be loaded only now, when User may not reach the files of Python any more.
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm", encoding="utf-8") as file:
         return int(file.read().split()[1]) * _PAGE
     return 0

@@ -17,5 +17,7 @@ class Course:
     given: float = 0.0
     #: How many times it was given to any.
     tries: int = 0
+    #: Whether that scanner had it already while it came in; then ``given`` is when the rest of it did.
+    early: bool = False
     #: Whether the verdict came from the scan of another message with the same octets.
     spared: bool = False

@@ -165,7 +165,9 @@ class Watch:
                 wait, pause = pause, min(2 * pause, RETRY_LAST)
             except Exception as error:  # noqa: BLE001 - see below
                 # A fault of ours. Whoever does not watch must not leave it as it was, nor stop watching.
-                _log.exception("watching clamd at %s", self.scanner.address)
+                where = f"watching clamd at {self.scanner.address}"
+                _log.error("internal error: %s: %s: %s", where, type(error).__name__, error)
+                _log.debug("traceback", exc_info=error)
                 self._set_aside(f"it could not be looked at: {error!r}")
                 wait = RETRY_LAST
             else:

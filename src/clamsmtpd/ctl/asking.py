@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import threading
 from dataclasses import dataclass, field
 
 from clamsmtpd.clamd.session import why
@@ -176,14 +178,48 @@ async def open_dialogue(address: Address, *, lmtp: bool = False, preface: bytes 
     if isinstance(address, UnixAddress):
         reader, writer = await asyncio.open_unix_connection(address.path)
     else:
-        try:
-            reader, writer = await asyncio.open_connection(address.host or "127.0.0.1", address.port)
-        except ValueError as error:
-            # A host name that the resolver cannot even encode.
-            raise OSError(str(error)) from None
+        reader, writer = await _connect(address.host or "127.0.0.1", address.port)
     if preface:
         writer.write(preface)
     return Dialogue(reader, writer, lmtp=lmtp)
+
+
+async def _connect(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the first of the host's addresses that takes us. Raises OSError."""
+    fault = OSError("its name has no address")
+    for address in await _resolve(host):
+        try:
+            return await asyncio.open_connection(address, port)
+        except OSError as error:
+            fault = error
+    raise fault
+
+
+async def _resolve(host: str) -> list[str]:
+    """Return the IP addresses of a host. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[str] | OSError] = loop.create_future()
+
+    def look_up() -> None:
+        result: list[str] | OSError
+        try:
+            infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            result = list(dict.fromkeys(str(name[0]) for _, _, _, _, name in infos))
+        except OSError as error:
+            result = error
+        except ValueError:
+            # It cannot even be encoded.
+            result = OSError("that is no host name")
+        # The loop may be closed by now.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: None if found.done() else found.set_result(result))
+
+    # Not the loop's own threads, which are waited for in the end: a resolver takes as long as it likes.
+    threading.Thread(target=look_up, daemon=True).start()
+    result = await found
+    if isinstance(result, OSError):
+        raise result
+    return result
 
 
 def greet(address: Address, *, lmtp: bool = False, limit: float = LIMIT) -> Greeting:

@@ -12,9 +12,9 @@ from typing import NoReturn
 import click
 
 from clamsmtpd.config import Settings, judge
-from clamsmtpd.ctl.check import CLAMD_CONF
 from clamsmtpd.ctl.examination.steps import State, Step, status_of
 from clamsmtpd.ctl.examiner import Examiner
+from clamsmtpd.ctl.machine import CLAMD_CONF
 from clamsmtpd.ctl.mta_settings import MTAS, Unsuited, Way, recognise, settings_for
 from clamsmtpd.ctl.output import Status, fail, json_option, load_settings, print_json, shown
 

@@ -6,12 +6,14 @@ import os
 import pwd
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from clamsmtpd.config import Settings
-from clamsmtpd.ctl.check import place_check, start_errors
+from clamsmtpd.ctl.asuser import as_user
 from clamsmtpd.ctl.clamdconf import parse_clamd_conf
 from clamsmtpd.ctl.daemon import DaemonError, ask
 from clamsmtpd.ctl.examination.daemon import judge_admin, judge_listener
@@ -25,6 +27,7 @@ from clamsmtpd.ctl.examination.messages import (
 from clamsmtpd.ctl.examination.nexthop import judge_next_hop
 from clamsmtpd.ctl.examination.scanner import judge_scanner
 from clamsmtpd.ctl.examination.steps import State, Step
+from clamsmtpd.ctl.findings import Level
 from clamsmtpd.ctl.looks import (
     NextHopLook,
     ScannerLook,
@@ -34,10 +37,14 @@ from clamsmtpd.ctl.looks import (
     look_at_next_hop,
     look_at_scanner,
 )
-from clamsmtpd.ctl.rights import Access, as_user, barrier, entries, user_name
+from clamsmtpd.ctl.machine import begin, place_check, start
+from clamsmtpd.ctl.rights import Access, barrier, entries, user_name
 from clamsmtpd.values import Address, Listen, NextHop, TcpAddress, UnixAddress
 
 __all__ = ["Examiner"]
+
+#: Seconds for the daemon to look at all that it needs, and to answer.
+ADMIN_LIMIT = 20.0
 
 # What clamd calls the test file by its official signatures; only which of them a rule is for depends on it.
 _EICAR_NAME = "Eicar-Signature"
@@ -81,17 +88,12 @@ class Examiner:
 
     def _settings(self) -> Step:
         name = f"settings {self.path}"
-        errors = [text for attribute, text in start_errors(self.settings) if attribute != "user" or os.geteuid() == 0]
-        if errors:
-            finding, mend = _split(errors[0])
-            # Certificate and key may well be for root alone.
-            if os.geteuid() != 0:
-                return Step(name, State.WARNING, finding, "run this as root to be sure")
-            return Step(name, State.FAILED, finding, mend)
-        if self.warnings:
-            return Step(
-                name, State.WARNING, f"they load, with warnings: {self.warnings[0]}", "clamsmtpctl check tells all"
-            )
+        # TempDirectory has a step of its own.
+        found = [finding for finding in start(self.settings) if finding.setting != "temp_directory"]
+        if errors := [finding.text for finding in found if finding.level is Level.ERROR]:
+            return Step(name, State.FAILED, *_split(errors[0]))
+        if warnings := [*self.warnings, *(finding.text for finding in found)]:
+            return Step(name, State.WARNING, f"they load, with warnings: {warnings[0]}", "clamsmtpctl check tells all")
         return Step(name, State.OK, "they load")
 
     def _rights(self) -> Iterator[Step]:
@@ -156,7 +158,7 @@ class Examiner:
         if found.local_socket is not None:
             places.append(UnixAddress(found.local_socket))
         if found.tcp_port is not None:
-            places.append(TcpAddress(found.tcp_address or "127.0.0.1", found.tcp_port))
+            places += [TcpAddress(host, found.tcp_port) for host in found.tcp_addresses or ("127.0.0.1",)]
         return places
 
     def _next_hop(self) -> Iterator[Step]:
@@ -196,11 +198,10 @@ class Examiner:
         mode: int | None = None
         if isinstance(admin.address, UnixAddress) and os.path.exists(admin.address.path):
             mode = stat.S_IMODE(os.stat(admin.address.path).st_mode)
-        try:
-            status, told = ask(admin.address, "/readyz")
-        except DaemonError as error:
-            return judge_admin(admin.address, 0, {}, str(error), mode)
-        return judge_admin(admin.address, status, told, "", mode)
+        # Each piece of an answer has its time; so has all of it, whoever answers there.
+        answer = begin(lambda: _ask(admin.address))(time.monotonic() + ADMIN_LIMIT)
+        status, told, fault = answer or (0, {}, "no answer in time; see who listens there, and the daemon's log")
+        return judge_admin(admin.address, status, told, fault, mode)
 
     # ---- messages -----------------------------------------------------------------------------
 
@@ -235,6 +236,13 @@ class Examiner:
         yield judge_infected(
             deliver(listen, sender, recipient, infected, proxied=proxied), action_on(self.settings, self._virus), token
         )
+
+
+def _ask(address: Address) -> tuple[int, dict[str, Any], str]:
+    try:
+        return *ask(address, "/readyz", ADMIN_LIMIT), ""
+    except DaemonError as error:
+        return 0, {}, str(error)
 
 
 def _owner_of(pid_file: str | None) -> str | None:

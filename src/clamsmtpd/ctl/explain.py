@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -11,12 +11,19 @@ from urllib.parse import quote
 import click
 
 from clamsmtpd.ctl.daemon import DaemonError, admin_address, ask
+from clamsmtpd.ctl.logfile import LINES_MAX, Line, Told, search
 from clamsmtpd.ctl.output import Status, fail, json_option, print_json, shown
 from clamsmtpd.values import UnixAddress
 
-__all__ = ["explain", "in_log", "timeline"]
+__all__ = ["explain", "timeline"]
 
 _NOT_FOUND = 404
+
+# No number in an account is as large. NaN is not less than it either.
+_MOST = 1e15
+
+# What the account of a message says itself, and more of it.
+_IN_ACCOUNT = {"message.judged", "message.no_verdict", "virus.quarantined", "connection.accepted"}
 
 _OUTCOMES = {
     "delivered": "the next hop took it",
@@ -33,7 +40,7 @@ _OUTCOMES = {
 @click.option(
     "--log",
     type=click.File("r", encoding="utf-8", errors="replace"),
-    help="Look in a log (LogFormat: json) in place of asking the daemon; - is standard input.",
+    help="Look in a log in place of asking the daemon; - is standard input.",
 )
 @json_option
 @click.pass_context
@@ -42,21 +49,37 @@ def explain(context: click.Context, identity: str, log: TextIO | None, *, as_jso
 
     ID is that of a message (100ABC-2), of a connection (100ABC: all its messages), the id that the next hop gave it,
     or that of its file in quarantine. The daemon remembers the last 512 messages of each worker, and tells about them
-    through a unix socket alone (setting Admin); with --log a log of any age can be asked.
+    through a unix socket alone (setting Admin).
+
+    With --log a log of any age can be asked. One with LogFormat: json has all; so has the journal, by journalctl -o
+    json. Other text logs have only what their lines say, and know the ids of connections alone.
 
     \b
     Examples:
       clamsmtpctl explain 100ABC-2
       clamsmtpctl explain 4fXyz1Q2c
-      journalctl -u clamsmtpd -o cat | clamsmtpctl explain 100ABC --log -
+      journalctl -u clamsmtpd -o json | clamsmtpctl explain 100ABC --log -
+      clamsmtpctl explain 100ABC --log /var/log/mail.log
     """
-    found = in_log(identity, log) if log is not None else _from_daemon(context, identity)
-    if not found:
+    if not identity:
+        fail("give the id of a message", Status.USAGE)
+    told = _in_log(identity, log) if log is not None else Told(_from_daemon(context, identity))
+    if not told.accounts and not told.lines:
         fail(f"no message {identity} is known here", Status.FAILED)
     if as_json:
-        print_json({"messages": found})
+        lines = [
+            {"time": line.when, "event": line.event, "message": line.message, "text": line.text} for line in told.lines
+        ]
+        print_json({"messages": told.accounts, "lines": lines})
         return
-    click.echo("\n\n".join("\n".join(timeline(account)) for account in sorted(found, key=_since)))
+    click.echo("\n\n".join("\n".join(part) for part in _parts(identity, told)))
+
+
+def _in_log(identity: str, log: TextIO) -> Told:
+    try:
+        return search(identity, log)
+    except OSError as error:
+        fail(f"cannot read {log.name}: {error.strerror}", Status.UNREACHABLE)
 
 
 def _from_daemon(context: click.Context, identity: str) -> list[dict[str, Any]]:
@@ -67,58 +90,58 @@ def _from_daemon(context: click.Context, identity: str) -> list[dict[str, Any]]:
             Status.UNREACHABLE,
         )
     try:
-        status, told = ask(address, f"/messages/{quote(identity, safe='')}")
+        status, told = ask(address, f"/messages/{quote(os.fsencode(identity), safe='')}")
     except DaemonError as error:
         fail(str(error), Status.UNREACHABLE)
     if status == _NOT_FOUND:
         return []
-    messages: list[dict[str, Any]] = told.get("messages", [])
-    return messages
+    messages = told.get("messages")
+    return [account for account in messages if isinstance(account, dict)] if isinstance(messages, list) else []
+
+
+def _parts(identity: str, told: Told) -> Iterable[list[str]]:
+    for account in sorted(told.accounts, key=_since):
+        yield timeline(account)
+    if not told.accounts:
+        why = "what the log says of it; it has not ended, or this log holds no accounts of messages (LogFormat: json)"
+        yield [shown(f"{identity}: {why}"), *_shown_lines(told.lines)]
+    elif lines := [line for line in told.lines if line.event and line.event not in _IN_ACCOUNT]:
+        yield ["what else the log says", *_shown_lines(lines)]
+
+
+def _shown_lines(lines: list[Line]) -> list[str]:
+    told = [shown("  " + (f"{line.when}  " if line.when else "") + line.text) for line in lines]
+    return told if len(told) < LINES_MAX else [*told, "  (and perhaps more)"]
 
 
 def _since(account: dict[str, Any]) -> float:
-    return float(account.get("since") or 0.0)
+    return _number(account, "since") or 0.0
 
 
-def in_log(identity: str, lines: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the accounts of a message in a log of JSON objects; what is none is passed over."""
-    found: list[dict[str, Any]] = []
-    for line in lines:
-        start = line.find("{")
-        if start < 0 or '"message.ended"' not in line:
-            continue
-        try:
-            event = json.loads(line[start:])
-        except ValueError:
-            continue
-        if isinstance(event, dict) and event.get("event") == "message.ended" and _is_about(event, identity):
-            found.append(event)
-    return found
+def _begin(account: dict[str, Any]) -> str:
+    try:
+        began = datetime.fromtimestamp(_since(account), UTC).astimezone()
+    except (OverflowError, OSError, ValueError):
+        return "at an unknown time"
+    return began.isoformat(sep=" ", timespec="milliseconds")
 
 
-def _is_about(event: dict[str, Any], identity: str) -> bool:
-    if identity.upper() in {str(event.get("message", "")).upper(), str(event.get("connection", "")).upper()}:
-        return True
-    kept = str(event.get("quarantine", ""))
-    if kept and kept.endswith(f"virus.{identity.removeprefix('virus.')}"):
-        return True
-    words = str(event.get("reply", "")).replace("=", " ").split()
-    return identity in [word.strip("<>.,;") for word in words[1:]]
+def _recipients(account: dict[str, Any]) -> str:
+    listed = account.get("recipients")
+    recipients = [str(recipient) for recipient in listed] if isinstance(listed, list) else []
+    if (more := (_number(account, "recipients_count") or 0.0) - len(recipients)) > 0:
+        recipients.append(f"{more:.0f} more")
+    return ", ".join(recipients) or "nobody"
 
 
 def timeline(account: dict[str, Any]) -> list[str]:
     """Return the story of a message, a line for each step: seconds since it began, and what happened."""
-    began = datetime.fromtimestamp(_since(account), UTC).astimezone()
-    sender = account.get("sender") or "<>"
-    recipients = list(account.get("recipients") or ["nobody"])
-    if (more := int(account.get("recipients_count") or 0) - len(recipients)) > 0:
-        recipients.append(f"{more} more")
     client = str(account.get("client") or "an unknown client")
     if account.get("remote"):
         client += f" for {account['remote']}"
     lines = [
-        f"message {account.get('message')}, {began.isoformat(sep=' ', timespec='milliseconds')}",
-        f"  from {sender} to {', '.join(recipients)}, through {client}",
+        f"message {account.get('message')}, {_begin(account)}",
+        f"  from {account.get('sender') or '<>'} to {_recipients(account)}, through {client}",
     ]
     received = _number(account, "receive_seconds")
     lines.append(
@@ -127,8 +150,9 @@ def timeline(account: dict[str, Any]) -> list[str]:
         else _step(received, f"received whole: {account.get('size')} octets in {_ms(received)}")
     )
     at = received or 0.0
-    lines += _scan(account, at)
-    at += (_number(account, "queue_seconds") or 0.0) + (_number(account, "scan_seconds") or 0.0)
+    judged = _number(account, "verdict_seconds")
+    lines += _scan(account, at, judged)
+    at = at if judged is None else judged
     if account.get("decision"):
         lines.append(_step(at, f"decided: {account['decision']}{_why(account)}"))
     if account.get("quarantine"):
@@ -143,7 +167,7 @@ def timeline(account: dict[str, Any]) -> list[str]:
     return [shown(line) for line in lines]
 
 
-def _scan(account: dict[str, Any], at: float) -> list[str]:
+def _scan(account: dict[str, Any], at: float, judged: float | None) -> list[str]:
     verdict = account.get("verdict")
     waited, took = _number(account, "queue_seconds"), _number(account, "scan_seconds")
     lines = []
@@ -157,10 +181,12 @@ def _scan(account: dict[str, Any], at: float) -> list[str]:
     if account.get("spared"):
         words += ", from the scan of another message with the same octets"
     elif took is not None:
-        tries = int(account.get("tries") or 1)
         words += f", by clamd at {account.get('scanner')} in {_ms(took)}"
-        words += f" (try {tries})" if tries > 1 else ""
-    return [*lines, _step(at + (waited or 0.0) + (took or 0.0), words)]
+        if account.get("early"):
+            words += " after its last octet; it was scanned while it came in"
+        tries = _number(account, "tries") or 1.0
+        words += f" (try {tries:.0f})" if tries > 1 else ""
+    return [*lines, _step(at if judged is None else judged, words)]
 
 
 def _why(account: dict[str, Any]) -> str:
@@ -169,7 +195,7 @@ def _why(account: dict[str, Any]) -> str:
 
 def _number(account: dict[str, Any], name: str) -> float | None:
     value = account.get(name)
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) and -_MOST < value < _MOST else None
 
 
 def _step(at: float, what: str) -> str:

@@ -1,51 +1,16 @@
-"""The rights of the daemon's user: tried on in a process of their own, and who lacks which on the way to a socket."""
+"""Who lacks which right on the way to a socket."""
 
 from __future__ import annotations
 
 import contextlib
 import grp
-import json
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from clamsmtpd.privileges import become, find_user
-from clamsmtpd.values import StartError
-
-__all__ = ["Access", "Barrier", "Entry", "as_user", "barrier", "entries", "group_name", "user_name"]
-
-_READ = 65536
-
-
-def as_user(name: str | None, function: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever JSON can say
-    """Return what ``function`` returns when the user ``name`` calls it, as JSON tells it.
-
-    As root alone can become somebody, everybody else calls it as who they are, as root does where there is no such
-    user or no name.
-    """
-    if name is None or os.geteuid() != 0:
-        return function()
-    try:
-        user = find_user(name)
-    except StartError:
-        return function()
-    receive, send = os.pipe()
-    # Rights are those of a process: in one of its own they can be tried on.
-    if child := os.fork():
-        os.close(send)
-        with os.fdopen(receive, "rb") as told:
-            text = told.read()
-        os.waitpid(child, 0)
-        return json.loads(text) if text else function()
-    try:
-        become(user)
-        with os.fdopen(send, "wb") as answer:
-            answer.write(json.dumps(function()).encode())
-    except BaseException:  # noqa: BLE001 - whatever it is, two processes must not go on from here
-        os._exit(1)
-    os._exit(0)
+__all__ = ["Access", "Barrier", "Entry", "barrier", "entries", "group_name", "user_name"]
 
 
 class Entry(NamedTuple):

@@ -99,6 +99,8 @@ class Inspect:
 class Answered:
     """The client has its reply about the whole message, or, in LMTP, the last of them: ``reply``.
 
+    It is empty for a message that the client has given up itself, between two chunks, and to which there is none.
+
     ``taken``: for how many recipients the next hop has taken it; None if the reply is ours, and no word of the next
     hop's about the message.
     """
@@ -171,9 +173,19 @@ class CloseClient:
 
 @record
 class Note:
-    """Something the administrator should read in the log, at the level of a warning."""
+    """Something the administrator should read in the log, at the level of a warning.
 
-    text: str
+    ``format`` is one of :data:`clamsmtpd.logevents.EVENTS`, without the connection in front; ``arguments`` may be what
+    a stranger said.
+    """
+
+    format: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The note as one text."""
+        return self.format % self.arguments
 
 
 Effect = (

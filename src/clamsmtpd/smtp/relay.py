@@ -426,7 +426,7 @@ class Relay:
     def server_insecure(self, reason: str) -> list[Effect]:
         """Learn that the TLS handshake with the next hop has failed."""
         if self._phase is _PREPARING:
-            self._effects.append(Note(f"next hop: {reason}"))
+            self._effects.append(Note("next hop: TLS handshake failed: %s", (reason,)))
             if self._terms.out_tls is OutTls.MAY:
                 self._plain = True
                 self._reader = ReplyReader()
@@ -458,10 +458,13 @@ class Relay:
         effects, self._effects = self._effects, []
         return effects
 
-    def server_lost(self, reason: str) -> list[Effect]:
-        """Learn that the connection to the next hop is gone, or never came about."""
+    def server_lost(self, reason: str, *arguments: str) -> list[Effect]:
+        """Learn that the connection to the next hop is gone, or never came about.
+
+        ``reason`` is what the log says of it, a format for ``arguments``.
+        """
         if self._phase is not _CLOSED and not self._server_gone:
-            self._effects.append(Note(f"next hop: {reason}"))
+            self._effects.append(Note(f"next hop: {reason}", arguments))
             self._lose_server(self._lost_reply())
         return self._take_effects()
 
@@ -518,7 +521,7 @@ class Relay:
         elif awaited is Awaits.HANDSHAKE:
             self._close(linger=False)
         elif awaited not in (Awaits.VERDICT, Awaits.NOTHING):
-            self._effects.append(Note(f"timed out waiting for {awaited.value}"))
+            self._effects.append(Note("timed out waiting for %s", (awaited.value,)))
             self._lose_server(self._lost_reply())
         return self._take_effects()
 
@@ -916,21 +919,23 @@ class Relay:
         if reply.code == _START_INPUT and isinstance(decision, Deliver) and message is not None:
             self._transmit(message, decision)
         elif reply.negative:
-            self._effects.append(Note(f"next hop refused DATA: {_show(reply)}"))
+            self._effects.append(Note("next hop refused DATA: %s", (_show(reply),)))
             self._finish_message(reply.encode(), taken=0)
         else:
             # RFC 5321 section 4.3.2: only 354 asks for the text.
-            self._break_off(f"answered DATA with {_show(reply)}")
+            self._break_off("next hop answered DATA with %s", _show(reply))
 
     def _on_final_reply(self, reply: Reply, _argument: bytes = b"") -> None:
         """Take an answer to the whole message: the one of SMTP, or one of LMTP's."""
         early = self._phase is _TRANSMISSION
         if not reply.negative and (early or not reply.positive):
-            when = "before the end" if early else "to the end"
-            self._break_off(f"answered {_show(reply)} {when} of a message")
+            if early:
+                self._break_off("next hop answered %s before the end of a message", _show(reply))
+            else:
+                self._break_off("next hop answered %s to the end of a message", _show(reply))
             return
         if reply.negative:
-            self._effects.append(Note(f"next hop refused the message: {_show(reply)}"))
+            self._effects.append(Note("next hop refused the message: %s", (_show(reply),)))
         if self._owed and not early:
             # There is one more of them for each recipient, and so there is for the client.
             self._say(reply.encode())
@@ -968,7 +973,7 @@ class Relay:
             if isinstance(reply, Malformed):
                 text = reply.text.decode("latin-1")
                 hint = "; that is clamd, not an SMTP server" if reply.text.startswith(_CLAMD_HAS_WAITED) else ""
-                self._break_off(f"sent what is no SMTP reply: {text}{hint}")
+                self._break_off("next hop sent what is no SMTP reply: %s%s", text, hint)
                 break
             self.steps += 1
             if self._owed:
@@ -978,11 +983,11 @@ class Relay:
                     # RFC 5321 section 3.8: it closes behind this reply, and so must we.
                     self._close(None if self._said_421 else replies.NEXT_HOP_LOST)
             elif reply.code == _CLOSING:
-                self._effects.append(Note(f"next hop closed the dialogue: {_show(reply)}"))
+                self._effects.append(Note("next hop closed the dialogue: %s", (_show(reply),)))
                 self._lose_server(reply.encode())
             else:
                 # From here on, every reply would be taken for another command's.
-                self._break_off(f"sent a reply that nobody asked for: {_show(reply)}")
+                self._break_off("next hop sent a reply that nobody asked for: %s", _show(reply))
             if not reader.ready:
                 break
         if self._phase is _VERDICT:
@@ -994,13 +999,13 @@ class Relay:
             self._say(reply.encode())
         else:
             # 3yz asks for input that the command had no room for.
-            self._break_off(f"asked for more with {_show(reply)}")
+            self._break_off("next hop asked for more with %s", _show(reply))
 
     def _on_greeting(self, reply: Reply, _argument: bytes = b"") -> None:
         if reply.negative:
             self._close(reply.encode())
         elif reply.code != _READY:
-            self._break_off(f"greeted with {_show(reply)}")
+            self._break_off("next hop greeted with %s", _show(reply))
         elif self._terms.out_tls is OutTls.OFF or self._plain:
             self._greet()
         else:
@@ -1011,22 +1016,22 @@ class Relay:
         if reply.positive and Offers.read(reply.lines).starttls:
             self._ask(b"STARTTLS\r\n", self._on_starttls)
         else:
-            self._go_without_tls("does not offer STARTTLS")
+            self._go_without_tls("next hop does not offer STARTTLS")
 
     def _on_starttls(self, reply: Reply, _argument: bytes = b"") -> None:
         if reply.code != _READY:
-            self._go_without_tls(f"refused STARTTLS: {_show(reply)}")
+            self._go_without_tls("next hop refused STARTTLS: %s", _show(reply))
         elif self._reader:
             # Replies that came in plain text, from whoever is on the way, and would be taken for those to come.
-            self._break_off("sent something behind its reply to STARTTLS")
+            self._break_off("next hop sent something behind its reply to STARTTLS")
         else:
             self._effects.append(SecureServer())
 
-    def _go_without_tls(self, what_it_did: str) -> None:
+    def _go_without_tls(self, what_it_did: str, *arguments: str) -> None:
         if self._terms.out_tls is OutTls.MAY:
             self._greet()
         else:
-            self._effects.append(Note(f"next hop {what_it_did}"))
+            self._effects.append(Note(what_it_did, arguments))
             self._close(replies.NEXT_HOP_INSECURE)
 
     def _greet(self) -> None:
@@ -1128,7 +1133,7 @@ class Relay:
             self._on_rset(reply, argument)
         else:
             # For the next hop the transaction goes on, and the message in it has lost its beginning.
-            self._break_off(f"answered RSET with {_show(reply)}")
+            self._break_off("next hop answered RSET with %s", _show(reply))
 
     def _on_xforward(self, reply: Reply, argument: bytes) -> None:
         if reply.positive:
@@ -1150,20 +1155,20 @@ class Relay:
     def _on_own_rset(self, reply: Reply, _argument: bytes = b"") -> None:
         # A next hop that keeps the old envelope could send the next message to its recipients.
         if not reply.positive:
-            self._break_off(f"answered RSET with {_show(reply)}")
+            self._break_off("next hop answered RSET with %s", _show(reply))
 
     def _on_own_noop(self, reply: Reply, _argument: bytes = b"") -> None:
         if reply.code == _CLOSING:
-            self._break_off(f"answered NOOP with {_show(reply)}")
+            self._break_off("next hop answered NOOP with %s", _show(reply))
 
     # ---- the end ------------------------------------------------------------------------------
 
     def _lost_reply(self) -> bytes:
         return replies.NEXT_HOP_UNREACHABLE if self._phase is _PREPARING else replies.NEXT_HOP_LOST
 
-    def _break_off(self, what_it_did: str) -> None:
+    def _break_off(self, what_it_did: str, *arguments: str) -> None:
         """Give a next hop up that cannot be understood any more."""
-        self._effects.append(Note(f"next hop {what_it_did}"))
+        self._effects.append(Note(what_it_did, arguments))
         self._lose_server(replies.NEXT_HOP_CONFUSED)
 
     def _lose_server(self, reply: bytes) -> None:
@@ -1204,6 +1209,8 @@ class Relay:
         had_chunks = self._message is not None
         self._message = None
         self._discard()
+        if had_chunks:
+            self._effects.append(Answered(b""))
         return had_chunks
 
     def _forget_envelope(self) -> None:

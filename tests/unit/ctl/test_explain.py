@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clamsmtpd.account import Account, Tag
 from clamsmtpd.clamd.course import Course
-from clamsmtpd.ctl.explain import in_log, timeline
+from clamsmtpd.ctl.explain import timeline
 from clamsmtpd.ctl.main import cli
 from clamsmtpd.values import Bounce, Clean, Defer, Deliver, Envelope, Infected, Unscanned
+
+# In its package, the command has the name of its module.
+explain = importlib.import_module("clamsmtpd.ctl.explain")
 
 
 def account(**changes: Any) -> dict[str, Any]:
@@ -91,56 +98,118 @@ def test_a_client_that_left() -> None:
 def test_a_verdict_from_another_scan() -> None:
     course = Course()
     course.spared = True
-    assert "from the scan of another message with the same octets" in told(
-        whole=2.0, judged=3.0, course=course, verdict=Clean()
-    )
+    text = told(whole=2.0, judged=5.5, course=course, verdict=Clean(), decision=Deliver())
+    # It has waited for that other scan.
+    assert "4.500 s  verdict: clean, from the scan of another message with the same octets" in text
+    assert "4.500 s  decided: deliver" in text
+
+
+def test_a_verdict_on_what_was_scanned_while_it_came_in() -> None:
+    course = Course("/clamd", 2.0, 1, early=True)
+    text = told(whole=2.0, judged=2.003, course=course, verdict=Clean())
+    assert "by clamd at /clamd in 3 ms after its last octet; it was scanned while it came in" in text
 
 
 def event(**changes: Any) -> str:
     return json.dumps({"event": "message.ended", **account(), **changes})
 
 
-def test_a_log_is_searched_for_the_message() -> None:
-    lines = [
-        "not json\n",
-        '{"event": "message.ended"\n',
-        '{"event": "connection.accepted", "connection": "100ABC"}\n',
-        event() + "\n",
-        "clamsmtpd: " + event(message="100ABC-3") + "\n",
-        event(message="100ABD-1", connection="100ABD") + "\n",
-    ]
-    assert [found["message"] for found in in_log("100ABC", lines)] == ["100ABC-2", "100ABC-3"]
-    assert len(in_log("100abc-3", lines)) == 1
-    assert len(in_log("4X", lines)) == 3
-    assert in_log("queued2", lines) == []
+def said(name: str, text: str, message: str = "100ABC-2") -> str:
+    told_ = {"time": "2027-01-15T08:00:01.000000+00:00", "level": "warning", "event": name}
+    return json.dumps({**told_, "connection": "100ABC", "message": message, "text": f"clamsmtpd: 100ABC: {text}"})
+
+
+def explained(identity: str, *lines: str, options: tuple[str, ...] = (), code: int = 0) -> str:
+    given_ = "".join(line + "\n" for line in lines)
+    done = CliRunner().invoke(cli, ["explain", identity, "--log", "-", *options], input=given_)
+    assert done.exit_code == code, done.output
+    return done.output
 
 
 def test_the_command_reads_a_log_and_says_what_it_does_not_know() -> None:
-    done = CliRunner().invoke(cli, ["explain", "100ABC-2", "--log", "-"], input=event() + "\n")
-    assert done.exit_code == 0
-    assert "verdict: clean" in done.output
-    done = CliRunner().invoke(cli, ["explain", "100ABC-2", "--log", "-", "--json"], input=event() + "\n")
-    assert json.loads(done.output)["messages"][0]["virus"] == ""
-    done = CliRunner().invoke(cli, ["explain", "FFFFFF", "--log", "-"], input=event() + "\n")
-    assert done.exit_code == 1
-    assert done.output == "clamsmtpctl: no message FFFFFF is known here\n"
+    assert "verdict: clean" in explained("100ABC-2", event())
+    assert explained("FFFFFF", event(), code=1) == "clamsmtpctl: no message FFFFFF is known here\n"
+    found = json.loads(explained("100ABC-2", event(), options=("--json",)))
+    assert found["messages"][0]["virus"] == ""
+    assert found["lines"] == []
 
 
-@given(st.lists(st.text(max_size=80), max_size=5), st.text(max_size=10))
-def test_any_log_can_be_searched(lines: list[str], identity: str) -> None:
-    wrapped = ['{"event": "message.ended", ' + line for line in lines]
-    for found in in_log(identity, [*lines, *wrapped]):
-        timeline(found)
+def test_what_else_the_log_says_of_the_message_stands_below() -> None:
+    text = explained(
+        "100ABC-2",
+        said("message.judged", "from=a@example.org, status=CLEAN"),
+        said("next_hop.refused", "next hop refused the message: 554 no"),
+        said("hook.failed", "cannot run the hook: of another", "100ABC-3"),
+        event(),
+    )
+    assert text.partition("\n\n")[2] == (
+        "what else the log says\n  2027-01-15T08:00:01.000000+00:00  next hop refused the message: 554 no\n"
+    )
+
+
+def test_a_message_that_has_not_ended_is_told_by_its_lines() -> None:
+    text = explained("100ABC-2", said("message.judged", "from=a@example.org, to=b@example.org, status=CLEAN"))
+    assert "it has not ended, or this log holds no accounts" in text
+    assert "from=a@example.org, to=b@example.org, status=CLEAN" in text
+
+
+def test_a_text_log_tells_what_its_lines_say() -> None:
+    text = explained(
+        "100ABC-1",
+        "Jan 15 08:00:01 mx clamsmtpd[12]: 100ABC: accepted connection from: 192.0.2.1",
+        "Jan 15 08:00:01 mx clamsmtpd[12]: 100ABD: accepted connection from: 192.0.2.2",
+        "Jan 15 08:00:02 mx clamsmtpd[12]: 100ABC: from=a@b, to=c@d, status=CLEAN",
+    )
+    assert text.splitlines()[1:] == [
+        "  Jan 15 08:00:01 mx  accepted connection from: 192.0.2.1",
+        "  Jan 15 08:00:02 mx  from=a@b, to=c@d, status=CLEAN",
+    ]
+    shown = json.loads(explained("100ABC", "100ABC: from=a@b, status=CLEAN", options=("--json",)))
+    assert shown["lines"] == [{"time": "", "event": "", "message": "", "text": "from=a@b, status=CLEAN"}]
 
 
 @given(
     st.dictionaries(
-        st.sampled_from(sorted(account())), st.none() | st.text(max_size=20) | st.floats(0, 1e6) | st.booleans()
+        st.sampled_from(sorted(account())),
+        st.recursive(
+            st.none() | st.text(max_size=20) | st.floats() | st.booleans() | st.integers(),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+            max_leaves=5,
+        ),
     )
 )
 def test_an_account_from_another_version_is_told_as_far_as_it_goes(odd: dict[str, Any]) -> None:
-    odd.pop("recipients", None)
-    for name in ("since", "recipients_count", "tries"):
-        odd.pop(name, None)
-    for line in timeline({**account(), **odd}):
+    for line in [*timeline({**account(), **odd}), *timeline(odd)]:
         assert line.isprintable()
+
+
+def test_what_only_looks_like_ours_is_passed_over() -> None:
+    deep = '{"event": "message.ended", "message": "100ABC-2", "x": ' + "[" * 100_000 + "}"
+    odd = [event(since="soon"), event(since=1e300), event(recipients=7), event(recipients_count="many")]
+    done = CliRunner().invoke(cli, ["explain", "100ABC-2", "--log", "-"], input="\n".join([deep, *odd, event(), ""]))
+    assert done.exit_code == 0
+    assert "verdict: clean" in done.output
+
+
+def test_no_id_is_no_question_about_all_messages() -> None:
+    done = CliRunner().invoke(cli, ["explain", "", "--log", "-"], input=event() + "\n")
+    assert done.exit_code == 2
+    assert done.output == "clamsmtpctl: give the id of a message\n"
+
+
+@pytest.mark.parametrize("identity", ["a%2b", "<a/b+c@example.org>", "\udcff", "x" * 20])
+def test_any_id_comes_to_the_daemon_as_it_was_given(
+    identity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "conf"
+    path.write_text(f"OutAddress: 127.0.0.1:10026\nAdmin: {tmp_path}/admin\n")
+    asked: list[str] = []
+
+    def ask(_address: object, target: str) -> tuple[int, dict[str, Any]]:
+        asked.append(unquote(target.removeprefix("/messages/"), errors="surrogateescape"))
+        return 404, {}
+
+    monkeypatch.setattr(explain, "ask", ask)
+    done = CliRunner().invoke(cli, ["-f", str(path), "explain", identity])
+    assert done.exit_code == 1
+    assert asked == [identity]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from clamsmtpd.ctl.rights import Barrier, Entry, as_user, barrier, entries, group_name, user_name
+from clamsmtpd.ctl.asuser import as_user
+from clamsmtpd.ctl.rights import Barrier, Entry, barrier, entries, group_name, user_name
 
 FOLDER, SOCKET = stat.S_IFDIR, stat.S_IFSOCK
 

@@ -1015,7 +1015,8 @@ def test_a_clamd_in_place_of_the_next_hop_is_named() -> None:
     relay = Relay()
     (note, *_) = relay.server_data(b"COMMAND READ TIMED OUT\n")
     expected = "next hop sent what is no SMTP reply: COMMAND READ TIMED OUT; that is clamd, not an SMTP server"
-    assert note == Note(expected)
+    assert isinstance(note, Note)
+    assert note.text == expected
     assert relay.awaits is Awaits.NOTHING
 
 

@@ -277,7 +277,7 @@ def test_a_failed_handshake_where_tls_is_a_must() -> None:
         <- 220 go
         ** secure server
         .. server-insecure no name
-        ** note next hop: no name
+        ** note next hop: TLS handshake failed: no name
         << 421 4.7.4 Next hop offers no TLS that is good enough; try again later
         ** close server
         ** close client
@@ -295,7 +295,7 @@ def test_a_failed_handshake_where_tls_is_welcome() -> None:
         <- 220 go
         ** secure server
         .. server-insecure no cipher
-        ** note next hop: no cipher
+        ** note next hop: TLS handshake failed: no cipher
         ** reconnect
         <- 220 hop.example
         << 220 clamsmtpd.localdomain ESMTP

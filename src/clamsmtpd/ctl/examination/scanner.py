@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from clamsmtpd.clamd.protocol import signatures_date
 from clamsmtpd.ctl.examination.steps import RESTART, State, Step, admission
-from clamsmtpd.ctl.findings import is_local
+from clamsmtpd.ctl.findings import is_private
 from clamsmtpd.ctl.looks import ScannerLook
 from clamsmtpd.ctl.rights import Access
 from clamsmtpd.values import Address, UnixAddress
@@ -40,7 +40,7 @@ def _lost_scanner(name: str, address: Address, look: ScannerLook, access: Access
     if look.refused:
         mend = "in clamd.conf: LocalSocketMode 666, then systemctl restart clamav-daemon"
         return Step(name, State.FAILED, *admission(access, mend))
-    if clamd and is_local(address) and not any(_same(address, place) for place in clamd):
+    if clamd and is_private(address) and not any(_same(address, place) for place in clamd):
         mend = f"clamd of this host listens elsewhere; write ClamAddress: {clamd[0]}, then {RESTART}"
     elif look.missing:
         mend = "systemctl start clamav-daemon; journalctl -u clamav-daemon says why it does not run"
