@@ -25,6 +25,8 @@ MODULES = [
     "ctl.certificate",
     "ctl.clamdconf",
     "ctl.findings",
+    "ctl.mta_settings",
+    "ctl.rights",
     "clamd.allowance",
     "clamd.limit",
     "clamd.load",
