@@ -79,19 +79,20 @@ def _become_owner(settings: Settings) -> None:
     for codec in _CODECS:
         # That user may not be able to read the folders of the library.
         codecs.lookup(codec)
+    place = os.path.join(settings.temp_directory, DIRECTORY)
     if settings.user is not None:
-        _go_on_as(*_ids(settings.user))
+        uid, gid = _ids(settings.user)
+        with contextlib.suppress(FileNotFoundError):
+            if (found := os.lstat(place).st_uid) not in {0, uid}:
+                # In /tmp anybody can have made it, and would have us show and release what he likes.
+                fail(
+                    f"{place} belongs to user {found}, and not to {settings.user} (User); remove it", Status.UNREACHABLE
+                )
+        _go_on_as(uid, gid)
         return
     try:
-        owner = os.lstat(os.path.join(settings.temp_directory, DIRECTORY))
+        owner = os.lstat(place)
         uid, gid = owner.st_uid, owner.st_gid
-        if settings.user is not None and uid not in (0, _ids(settings.user)[0]):
-            # In /tmp anybody can have made it, and would have us show and release what he likes.
-            fail(
-                f"{os.path.join(settings.temp_directory, DIRECTORY)} belongs to user {uid}, and not to "
-                f"{settings.user} (User); remove it",
-                Status.UNREACHABLE,
-            )
     except FileNotFoundError:
         # Whom a service manager runs it as is not in the settings, but has a directory of that user's.
         owner = os.stat(settings.temp_directory)
