@@ -29,6 +29,7 @@ TIME_OUT = 600.0
 QUIT_TIME_OUT = 5.0
 
 _POSITIVE = range(200, 300)
+_NEGATIVE = range(400, 600)
 _START_MAIL_INPUT = 354
 _READY = 220
 
@@ -174,7 +175,10 @@ class Courier:
 
 
 def _final(code: int, text: bytes) -> tuple[str, str]:
-    return ("released" if code in _POSITIVE else "refused"), _reply(code, text)
+    if code in _POSITIVE:
+        return "released", _reply(code, text)
+    # What is neither yes nor no leaves it open, as silence does.
+    return ("refused" if code in _NEGATIVE else "releasing"), _reply(code, text)
 
 
 def _on_the_wire(pieces: Iterator[bytes]) -> Iterator[bytes]:

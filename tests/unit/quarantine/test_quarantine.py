@@ -156,6 +156,20 @@ def test_a_released_message_is_the_same_octets_with_a_field_on_top(tmp_path: Pat
     index.close()
 
 
+@pytest.mark.parametrize("answer", [b"what?\r\n", b"354 go on\r\n", b"\r\n"])
+def test_an_answer_to_the_text_that_is_neither_yes_nor_no_leaves_it_uncertain(tmp_path: Path, answer: bytes) -> None:
+    entry = kept(tmp_path)
+    index = Index(str(tmp_path))
+    with Sink({TEXT: answer}) as sink:
+        courier = Courier(NextHop(sink.address), OutTls.OFF, None)
+        outcome = release(index, str(tmp_path), entry, courier, sender=b"", recipients=(b"r@example.org",))
+        assert [one.state for one in outcome.done] == ["releasing"]
+        outcome = release(index, str(tmp_path), entry, courier, sender=b"", recipients=(b"r@example.org",))
+        assert outcome.done == ()
+        assert len(sink.recorded) == 1
+    index.close()
+
+
 @pytest.mark.parametrize("end", [b"\n.\n", b"\n.\r\n"])
 def test_what_a_lenient_next_hop_takes_for_two_messages_is_not_released(tmp_path: Path, end: bytes) -> None:
     # By BDAT it may have come, as there nothing in the text is an end.
