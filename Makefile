@@ -11,11 +11,12 @@
 # make container-test  the steps of the Containerfile, one by one, in clean systems: half a minute
 # make docs  the documentation, as HTML in .build/docs and as manual pages in man/; before that, its parts that come from
 #            the code's tables and from tests
+# make screens what clamsmtpctl shows, for the documentation, from a real run; needs root and tmux
 # make howto the how-tos of the documentation, each with the real server
 
 PYTHON = .venv/bin/python
 
-.PHONY: run test bench soak fuzz deb deb-test container-test docs howto lint unit integration clean
+.PHONY: run test bench soak fuzz deb deb-test container-test docs howto screens lint unit integration clean
 
 run:
 	@scripts/setup run
@@ -50,6 +51,10 @@ docs:
 	@scripts/setup python
 	@$(PYTHON) -m tools.generate_docs
 	@$(PYTHON) -m tools.build_docs
+
+screens:
+	@scripts/setup test
+	@$(PYTHON) -m tools.screens
 
 howto:
 	@scripts/setup test

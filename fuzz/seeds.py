@@ -93,6 +93,15 @@ _PROXIES = (
     # Section 2.2.3: the checksum of CRC-32C.
     _PROXY_2 + b"\x21\x11\0\x13\xc0\0\2\1\xc0\0\2\x19\x12\x67\0\x19\x03\0\x04\x4f\x9c\x5c\xd6",
 )
+_MIME = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
+_MESSAGES = (
+    _MIME + b"\r\ntext\r\n--b\r\nContent-Type: a/b; name=c\r\n\r\n--bb\r\n--b--\r\nepilogue",
+    _MIME + b"Content-Type: message/rfc822\r\n\r\n" + _MIME.replace(b"=b", b"=c").replace(b"--b", b"--c") + b"\r\nx",
+    b"Content-Transfer-Encoding: base64\r\nContent-Type: x/y; name*0*=u''%41;\r\n name*1=/b\r\n\r\nQUI=",
+    b'Content-Transfer-Encoding: quoted-printable\r\nContent-Type: a/b; name="=?utf-8?b?QQ==?="\r\n\r\na=3D=\r\n',
+    b"From x\nA: b\nno field\n",
+    _MIME.replace(b"mixed", b"digest") + b"--b\r\n\r\nContent-Type: x\r\n\r\n\r\n--b \r\n",
+)
 _CHUNKS = (
     b"\0\5\3\7\2t\xfeBA: b\r\n\r\n.x\xfeL\r\n.y\xfex\xfetz\xfeDvirus\xfeq",
     b"\1\5\3\7\2t\xfeBA: b\r\n\r\n.x\xfeL\r\n.\r\ny\xfem\xfer\xfes\xfeLbroken\xfee\xfeB",
@@ -167,6 +176,7 @@ def _made() -> Iterator[tuple[str, list[bytes]]]:
         ("commands", _COMMANDS),
         ("replies", _REPLIES),
         ("verdicts", _VERDICTS),
+        ("parts", _MESSAGES),
         ("proxy", _PROXIES),
     ):
         yield name, [_SIZES + data for data in inputs]

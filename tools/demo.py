@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import smtplib
+import subprocess
 import sys
 import tempfile
 import time
@@ -85,6 +86,17 @@ def show_infected(daemon: Daemon, mailbox: Sink) -> None:
     show("the log says", line)
     promise(len(mailbox.messages) == 1, "an infected message should not be delivered")
     show("the mailbox got", "nothing")
+    story = ctl(daemon, "explain", line.partition(":")[0])
+    show("clamsmtpctl explain says", story)
+    promise(f"verdict: infected, {EICAR_NAME}" in story, "explain should tell of the verdict")
+
+
+def ctl(daemon: Daemon, *arguments: str) -> str:
+    """Return what clamsmtpctl prints about the daemon."""
+    command = [sys.executable, "-m", "clamsmtpd.ctl", "-f", str(daemon.configuration), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    promise(done.returncode == 0, f"clamsmtpctl {arguments[0]} should end with 0: {done.stderr.strip()}")
+    return done.stdout
 
 
 def stay(daemon: Daemon, mailbox: Sink, folder: Path) -> None:
@@ -103,7 +115,11 @@ def stay(daemon: Daemon, mailbox: Sink, folder: Path) -> None:
   python3 -c "import smtplib; smtplib.SMTP('{daemon.host}', {daemon.port}).sendmail('{SENDER}', '{RECIPIENT}', \
 open('{infected}').read())"
 
-  Settings: {daemon.configuration}
+  See what it does, with "source .venv/bin/activate" before:
+  clamsmtpctl -f {daemon.configuration} top
+  clamsmtpctl -f {daemon.configuration} doctor --to {RECIPIENT}
+  clamsmtpctl -f {daemon.configuration} quarantine list
+
   Ctrl-C ends it. The log, and what arrives in the mailbox:
 """)
     mails, lines = len(mailbox.messages), len(daemon.log_lines())
@@ -123,7 +139,8 @@ def demonstrate(folder: Path) -> None:
     with ExitStack() as stack:
         clamd = stack.enter_context(Clamd())
         mailbox = stack.enter_context(Sink())
-        daemon = stack.enter_context(Daemon(f"OutAddress: {mailbox.address}", f"ClamAddress: {clamd.unix}", level=3))
+        settings = [f"OutAddress: {mailbox.address}", f"ClamAddress: {clamd.unix}", "Quarantine: on"]
+        daemon = stack.enter_context(Daemon(*settings, f"Admin: {folder}/admin", level=3))
         print(f"client -> clamsmtpd ({daemon.address}) -> mailbox ({mailbox.address})")
         print(f"                    `-> clamd ({clamd.unix})")
         show_clean(daemon, mailbox)

@@ -19,11 +19,13 @@ from clamsmtpd.admin.pages import PATHS
 from clamsmtpd.config import SETTINGS, Setting
 from clamsmtpd.ctl.main import cli
 from clamsmtpd.ctl.output import Status
+from clamsmtpd.hooks import VARIABLES
+from clamsmtpd.logevents import EVENTS, Event
 from clamsmtpd.metrics import FAILURES, OUTCOMES, VERDICTS
 from clamsmtpd.smtp import replies
 from clamsmtpd.smtp.capabilities import OURS, PASSED
 from tests.support import faults
-from tools.markdown import between_markers, block, definitions, plain, table
+from tools.markdown import between_markers, block, definitions, plain, table, wrapped
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -46,6 +48,11 @@ def manual_settings() -> str:
 def named(meanings: Mapping[str, str]) -> str:
     """Return a list of words that are typed or read as they stand, with what each means."""
     return definitions((f"`{name}`", plain(meaning)) for name, meaning in meanings.items())
+
+
+def hook_variables() -> str:
+    """Return the environment of the hook; what is said of each is Markdown."""
+    return definitions((f"`{variable.name}`", wrapped(variable.meaning)) for variable in VARIABLES)
 
 
 def keywords(reasons: Mapping[bytes, str]) -> str:
@@ -96,6 +103,18 @@ def label_values() -> str:
 def failure_table() -> str:
     """Return the kinds of failure that are counted."""
     return table(["kind", "What it is"], ([f"`{kind.name.lower()}`", plain_cell(told)] for kind, told in FAILURES))
+
+
+def event_table() -> str:
+    """Return every line of the log."""
+
+    def row(event: Event) -> list[str]:
+        fields = iter(event.fields)
+        line = re.sub(r"%[sdg]", lambda _: next(fields).upper(), event.format)
+        shown = ", ".join(f"`{name}`" for name in event.fields)
+        return [f"`{event.name}`", event.level or "varies", f"`{line}`", shown, plain_cell(event.meaning)]
+
+    return table(["Event", "Level", "Line", "Fields", "What it means"], map(row, EVENTS))
 
 
 # ---- clamsmtpctl ----------------------------------------------------------------------------------
@@ -198,11 +217,14 @@ def main() -> int:
         MANUAL / "clamsmtpd.8.md": {
             "keywords": keywords(PASSED),
             "own keywords": keywords(OURS),
+            "hook variables": hook_variables(),
             "paths": named(PATHS),
         },
         MANUAL / "clamsmtpd.conf.5.md": {"settings": manual_settings()},
         MANUAL / "clamsmtpctl.8.md": {"commands": commands(), "exit statuses": exit_statuses()},
         REFERENCE / "replies.md": {"replies": reply_table()},
+        REFERENCE / "hook.md": {"hook variables": hook_variables()},
+        REFERENCE / "log.md": {"events": event_table()},
         REFERENCE / "metrics.md": {
             "metrics": metric_table(),
             "labels": label_values(),

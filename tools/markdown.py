@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-__all__ = ["between_markers", "block", "definitions", "plain", "table"]
+__all__ = ["between_markers", "block", "definitions", "plain", "table", "wrapped"]
 
 _BEGIN = "generated from the code: begin"
 _END = "generated from the code: end"
@@ -19,7 +19,12 @@ _AT_THE_BEGINNING = re.compile(r"^(\d*)([%#+:=~|.)-])", re.MULTILINE)
 
 def plain(text: str) -> str:
     """Return text that is to be read as it stands, wrapped."""
-    lines = textwrap.wrap(_MARKUP.sub(r"\\\1", text), _WIDTH, break_long_words=False, break_on_hyphens=False)
+    return wrapped(_MARKUP.sub(r"\\\1", text))
+
+
+def wrapped(text: str) -> str:
+    """Return a paragraph of Markdown on lines that are not too long, none of which begins with what would be markup."""
+    lines = textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
     return _AT_THE_BEGINNING.sub(r"\1\\\2", "\n".join(lines))
 
 

@@ -19,6 +19,7 @@ NAMES = (
     "body",
     "chunks",
     "commands",
+    "parts",
     "proxy",
     "relay",
     "replies",

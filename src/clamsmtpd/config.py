@@ -12,7 +12,7 @@ import enum
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -627,6 +627,24 @@ class _Line(NamedTuple):
     value: str
 
 
+class _Given(NamedTuple):
+    """What a setting was given as. One that may be given more than once has a line for each of its values."""
+
+    lines: tuple[_Line, ...]
+    value: Any
+
+    @property
+    def where(self) -> str:
+        return self.lines[-1].where
+
+
+class _Conflict(NamedTuple):
+    """Settings that are good each, and not together. ``lack``: something else is missing for them."""
+
+    text: str
+    lack: bool
+
+
 def load(
     path: str, overrides: Sequence[tuple[str, str, str]] = (), *, required: bool = True, folder: str | None = None
 ) -> Loaded:
@@ -646,30 +664,30 @@ def load(
         lines = _read(path, place, warnings)
     lines += [_Line(flag, name, value) for flag, name, value in overrides]
     values = _collect(lines, len(overrides), folder, warnings)
-    settings = _make(values, path)
-    _check_together(settings, path, {attribute: line.where for attribute, (line, _) in values.items()})
+    settings = _make(values)
+    for conflict in _conflicts(settings, path, {attribute: given.where for attribute, given in values.items()}):
+        raise ConfigError(conflict.text)
     return Loaded(settings, tuple(printable(warning) for warning in warnings))
 
 
-def _make(values: dict[str, tuple[_Line, Any]], path: str) -> Settings:
-    """Return the settings; those that are not among the ``values`` are added to these, by their defaults."""
-    listen_given = "listen" in values
-    for setting in SETTINGS:
-        if setting.attribute not in values:
-            values[setting.attribute] = (_Line(path, setting.name, setting.default or ""), _default(setting))
-    return Settings(**{attribute: value for attribute, (_, value) in values.items()}, listen_given=listen_given)
+def _make(values: dict[str, _Given]) -> Settings:
+    """Return the settings; those that are not among the ``values`` have their defaults."""
+    chosen = {row.attribute: _default(row) for row in SETTINGS}
+    chosen |= {attribute: given.value for attribute, given in values.items()}
+    return Settings(**chosen, listen_given="listen" in values)
 
 
 class Judged(NamedTuple):
-    """What there is to say of a settings file: ``settings`` is None with ``errors``; ``where`` is by attribute.
+    """All that there is to say of a settings file by itself: ``settings`` is None with ``errors``.
 
-    Each error and each warning is one line; ``where`` is the place of a setting that the file gives.
+    Each error and each warning is one line, as :func:`load` would tell it. ``where`` has the settings that the file
+    gives by their attributes, and where each of its values stands, as ``FILE:LINE``.
     """
 
     settings: Settings | None
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
-    where: dict[str, str]
+    where: dict[str, tuple[str, ...]]
 
 
 def judge(path: str) -> Judged:
@@ -677,19 +695,16 @@ def judge(path: str) -> Judged:
     folder = working_directory()
     warnings: list[str] = []
     errors: list[str] = []
-    settings: Settings | None = None
-    values: dict[str, tuple[_Line, Any]] = {}
     try:
-        values = _collect(_read(path, os.path.join(folder, path), warnings, errors), 0, folder, warnings, errors)
-        where = {attribute: line.where for attribute, (line, _) in values.items()}
-        made = _make(values, path)
-        _check_together(made, path, where | {row.attribute: path for row in SETTINGS if row.attribute not in where})
-        settings = made
+        lines = _read(path, os.path.join(folder, path), warnings, errors)
     except ConfigError as error:
-        # What is missing may be in a line that is wrong; that it is wrong says more.
-        if not errors:
-            errors.append(str(error))
-    where = {attribute: line.where for attribute, (line, _) in values.items() if line.where != path}
+        return Judged(None, (str(error),), (), {})
+    values = _collect(lines, 0, folder, warnings, errors)
+    settings = _make(values)
+    conflicts = _conflicts(settings, path, {attribute: given.where for attribute, given in values.items()})
+    # What is missing may be in a line that is wrong; that it is wrong says more.
+    errors += [conflict.text for conflict in list(conflicts) if not (conflict.lack and errors)]
+    where = {attribute: tuple(line.where for line in given.lines) for attribute, given in values.items()}
     told = tuple(printable(warning) for warning in warnings)
     return Judged(None if errors else settings, tuple(errors), told, where)
 
@@ -703,12 +718,12 @@ def _default(setting: Setting) -> Any:  # noqa: ANN401 - of the setting's own ty
 
 def _collect(
     lines: Sequence[_Line], overrides: int, folder: str, warnings: list[str], errors: list[str] | None = None
-) -> dict[str, tuple[_Line, Any]]:
-    """Understand all lines, of which the last ``overrides`` are flags; return line and value by attribute.
+) -> dict[str, _Given]:
+    """Understand all lines, of which the last ``overrides`` are flags; return what was given, by attribute.
 
     Raises ConfigError for the first that cannot be understood; with ``errors``, all of these go there.
     """
-    values: dict[str, tuple[_Line, Any]] = {}
+    values: dict[str, _Given] = {}
     for number, line in enumerate(lines):
         try:
             setting, value = _understand(line, folder, warnings)
@@ -719,42 +734,46 @@ def _collect(
         in_file = number < len(lines) - overrides
         if setting.many:
             # A flag beats the file, all that it says.
-            others = earlier[1] if earlier is not None and in_file else ()
-            if value in others:
+            others = earlier if earlier is not None and in_file else _Given((), ())
+            if value in others.value:
                 warnings.append(f"{line.where}: {setting.name}: {value} is given again; one of them is enough")
                 continue
-            value = (*others, value)
-        elif earlier is not None and in_file:
-            warnings.append(f"{line.where}: {setting.name} is given again; this one counts, not {earlier[0].where}")
-        values[setting.attribute] = (line, value)
+            values[setting.attribute] = _Given((*others.lines, line), (*others.value, value))
+            continue
+        if earlier is not None and in_file:
+            warnings.append(f"{line.where}: {setting.name} is given again; this one counts, not {earlier.where}")
+        values[setting.attribute] = _Given((line,), value)
     return values
 
 
-def _check_together(settings: Settings, path: str, where: dict[str, str]) -> None:
-    """Raise ConfigError for settings that are good each, and not together."""
+def _conflicts(settings: Settings, path: str, given: dict[str, str]) -> Iterator[_Conflict]:
+    """Yield what is wrong with settings that are good each; ``given`` is where those stand that are."""
     hop = settings.out_address
     if hop is None and not settings.transparent_proxy:
-        raise ConfigError(f"{path}: OutAddress: is missing; give the next hop's address, or TransparentProxy: on")
+        yield _Conflict(
+            f"{path}: OutAddress: is missing; give the next hop's address, or TransparentProxy: on", lack=True
+        )
     if hop is not None and settings.transparent_proxy:
-        place = where["out_address"]
-        raise ConfigError(f"{place}: OutAddress: does not go with TransparentProxy: on; leave one of them out")
+        place = given["out_address"]
+        yield _Conflict(
+            f"{place}: OutAddress: does not go with TransparentProxy: on; leave one of them out", lack=False
+        )
     if settings.tls_key is not None and settings.tls_certificate is None:
-        raise ConfigError(f"{where['tls_key']}: TLSKey: is of no use alone; give TLSCertificate too")
+        yield _Conflict(f"{given['tls_key']}: TLSKey: is of no use alone; give TLSCertificate too", lack=True)
     if settings.out_tls is OutTls.VERIFY and hop is not None and isinstance(hop.address, UnixAddress):
-        place = where["out_tls"]
-        raise ConfigError(f"{place}: OutTLS: a unix socket has no name to verify; give off, or a host in OutAddress")
+        text = "OutTLS: a unix socket has no name to verify; give off, or a host in OutAddress"
+        yield _Conflict(f"{given['out_tls']}: {text}", lack=False)
     if settings.proxy_protocol:
-        place = where["proxy_protocol"]
+        place = given["proxy_protocol"]
         if not (settings.trusted_clients.networks or settings.trusted_clients.sockets):
-            raise ConfigError(f"{place}: ProxyProtocol: nobody may use it; name the proxy in TrustedClients")
+            yield _Conflict(f"{place}: ProxyProtocol: nobody may use it; name the proxy in TrustedClients", lack=True)
         if settings.transparent_proxy:
-            raise ConfigError(f"{place}: ProxyProtocol: does not go with TransparentProxy: on; leave one of them out")
+            text = "ProxyProtocol: does not go with TransparentProxy: on; leave one of them out"
+            yield _Conflict(f"{place}: {text}", lack=False)
     listening = {listen.address.path for listen in settings.listen if isinstance(listen.address, UnixAddress)}
     if unknown := sorted(settings.trusted_clients.sockets - listening):
-        raise ConfigError(
-            f"{where['trusted_clients']}: TrustedClients: {printable(unknown[0])} is none of our sockets; "
-            "give a path that is in Listen"
-        )
+        text = f"TrustedClients: {printable(unknown[0])} is none of our sockets; give a path that is in Listen"
+        yield _Conflict(f"{given['trusted_clients']}: {text}", lack=True)
 
 
 def _raise_or_note(error: ConfigError, errors: list[str] | None) -> None:

@@ -10,12 +10,13 @@ import re
 import subprocess
 from collections import deque
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from clamsmtpd.account import Tag
 from clamsmtpd.log import escape
 from clamsmtpd.values import Envelope
 
-__all__ = ["HookRunner", "environment"]
+__all__ = ["VARIABLES", "HookRunner", "environment"]
 
 _log = logging.getLogger("clamsmtpd")
 
@@ -53,6 +54,36 @@ _OUTPUT_LIMIT = 1.0
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 
 
+class Variable(NamedTuple):
+    """A variable of the hook's environment, and what it says."""
+
+    name: str
+    meaning: str
+
+
+#: All of them, beside ``PATH``. The manual is made from this.
+VARIABLES = (
+    Variable(
+        "ATTACHMENT",
+        "the name of the attachment that has the virus, without a path, or such as `part 2 (text/html)` where it has "
+        "no name; absent if the virus is in no part by itself, or the search for it was given up",
+    ),
+    Variable("CLIENT", "the client's address"),
+    Variable("EMAIL", "the file in quarantine, with **Quarantine**: `on`"),
+    Variable(
+        "RECIPIENTS",
+        "the recipients that the next hop accepted, one a line; of very many, as many as 100,000 octets hold",
+    ),
+    Variable("REMOTE", "the address of the client before the client, from an XFORWARD that the next hop accepted"),
+    Variable("REMOTE_HELO", "the name that this client gave in HELO, from the same"),
+    Variable("SENDER", "the sender, or `<>`"),
+    Variable("SERVER", "the next hop's address"),
+    Variable("SHA256", "the SHA-256 of the attachment's file, decoded, in hexadecimal digits; with **ATTACHMENT**"),
+    Variable("TMPDIR", "the setting **TempDirectory**"),
+    Variable("VIRUS", "the name of the virus"),
+)
+
+
 def environment(
     envelope: Envelope,
     *,
@@ -61,6 +92,8 @@ def environment(
     temp_directory: str,
     quarantine_file: str | None,
     virus: str,
+    attachment: str | None = None,
+    sha256: str | None = None,
 ) -> dict[str, bytes]:
     """Return the environment of the hook for one infected message (clamsmtpd(8)).
 
@@ -69,12 +102,14 @@ def environment(
     other values cut at 8,192: the kernel would not run it.
     """
     values: dict[str, bytes | None] = {
+        "ATTACHMENT": _encode(attachment),
         "CLIENT": client.encode(),
         "EMAIL": _encode(quarantine_file),
         "REMOTE": envelope.remote,
         "REMOTE_HELO": envelope.remote_helo,
         "SENDER": envelope.sender or b"<>",
         "SERVER": _encode(server),
+        "SHA256": _encode(sha256),
         "TMPDIR": _encode(temp_directory),
         "VIRUS": virus.encode(),
     }

@@ -15,6 +15,7 @@ from clamsmtpd.account import Account, Tag
 from clamsmtpd.clamd.client import EarlyScan
 from clamsmtpd.clamd.course import Course
 from clamsmtpd.config import Settings
+from clamsmtpd.culprit import Culprit, Culprits
 from clamsmtpd.headers import UNTRUSTED, ForgedFields, HeaderTemplate, OwnFields
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.log import MessageLine, describe, escape
@@ -115,7 +116,18 @@ class Inspector:
     ``clock`` gives an aware local time. Messages are counted in ``row``, one of :class:`Metrics`.
     """
 
-    __slots__ = ("_clock", "_hooks", "_keeper", "_own", "_policy", "_row", "_scans", "_settings", "_template")
+    __slots__ = (
+        "_clock",
+        "_culprits",
+        "_hooks",
+        "_keeper",
+        "_own",
+        "_policy",
+        "_row",
+        "_scans",
+        "_settings",
+        "_template",
+    )
 
     def __init__(
         self,
@@ -126,8 +138,10 @@ class Inspector:
         row: memoryview | None = None,
         *,
         keeper: Keeper | None = None,
+        culprits: Culprits | None = None,
     ) -> None:
         self._settings = settings
+        self._culprits = culprits
         self._keeper = keeper
         self._scans = scans
         self._hooks = hook_runner
@@ -269,7 +283,10 @@ class Inspector:
         return await self._scans.scan(message, early, course)
 
     def _report(self, virus: str, message: Spool, envelope: Envelope, route: Route, account: Account) -> None:
-        """Keep the infected message and run the hook, where the settings say so. Raises OSError."""
+        """Keep the infected message, have the part that has the virus looked for, and then run the hook.
+
+        Each where the settings say so. Raises OSError.
+        """
         settings = self._settings
         kept: str | None = None
         if settings.quarantine:
@@ -277,13 +294,25 @@ class Inspector:
             _log.info("%s: quarantined virus file as: %s", account.tag, kept)
             if self._keeper is not None:
                 self._keeper.record(kept, _entry(virus, envelope, route, account))
-        if settings.virus_action:
-            environment = hooks.environment(
-                envelope,
-                client=route.client,
-                server=route.server,
-                temp_directory=settings.temp_directory,
-                quarantine_file=kept,
-                virus=virus,
-            )
-            self._hooks.start(settings.virus_action, environment, account.tag)
+
+        def tell(culprit: Culprit | None) -> None:
+            attachment, sha256 = (culprit.part.label, culprit.sha256) if culprit is not None else (None, None)
+            if kept is not None and self._keeper is not None and attachment is not None and sha256 is not None:
+                self._keeper.note_culprit(kept, attachment, sha256)
+            if settings.virus_action:
+                environment = hooks.environment(
+                    envelope,
+                    client=route.client,
+                    server=route.server,
+                    temp_directory=settings.temp_directory,
+                    quarantine_file=kept,
+                    virus=virus,
+                    attachment=attachment,
+                    sha256=sha256,
+                )
+                self._hooks.start(settings.virus_action, environment, account.tag)
+
+        if self._culprits is None:
+            tell(None)
+        else:
+            self._culprits.search(message, virus, account.tag, tell)

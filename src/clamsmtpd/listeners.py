@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from clamsmtpd.activation import bound_to
 from clamsmtpd.values import Address, Listen, StartError, TcpAddress, UnixAddress
 
-__all__ = ["Listener", "listen"]
+__all__ = ["Listener", "find_owner", "listen"]
 
 #: Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn. With the 5 of old, 50
 #: clients at once lose seconds in repeated SYNs.
@@ -163,7 +163,7 @@ def _listen_tcp(address: TcpAddress) -> list[socket.socket]:
 
 
 def _listen_unix(path: str, place: Listen, setting: str) -> socket.socket:
-    user, group = _find_owner(place, setting)
+    user, group = find_owner(place, setting)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
@@ -191,8 +191,8 @@ def _listen_unix(path: str, place: Listen, setting: str) -> socket.socket:
     return sock
 
 
-def _find_owner(place: Listen, setting: str) -> tuple[int, int]:
-    """Return the numbers of user and group."""
+def find_owner(place: Listen, setting: str) -> tuple[int, int]:
+    """Return the numbers of user and group that a unix socket is to have. Raises StartError."""
     user = group = _AS_IT_IS
     if place.owner is not None:
         try:

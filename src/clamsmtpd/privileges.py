@@ -10,7 +10,16 @@ import struct
 
 from clamsmtpd.values import StartError
 
-__all__ = ["become", "drop_capabilities", "find_user", "forbid_core_dumps", "raise_descriptor_limit"]
+__all__ = [
+    "PER_SESSION",
+    "RESERVE",
+    "become",
+    "drop_capabilities",
+    "find_user",
+    "forbid_core_dumps",
+    "look_up",
+    "raise_descriptor_limit",
+]
 
 #: Descriptors of a session: client, next hop, spool, clamd.
 PER_SESSION = 4
@@ -32,13 +41,18 @@ def find_user(name: str) -> pwd.struct_passwd:
     Raises StartError when there is none, or when we can neither become that user nor are it already, as
     under a service manager that has the same user in its own settings.
     """
-    try:
-        user = pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
-    except (KeyError, OverflowError):
-        raise StartError(f"User: there is no user {name}; give one that exists") from None
+    user = look_up(name)
     if os.geteuid() not in (0, user.pw_uid):
         raise StartError(f"User: only root can become {name}; start the daemon as root, or leave User out")
     return user
+
+
+def look_up(name: str) -> pwd.struct_passwd:
+    """Look the user up by name or number, whoever we are. Raises StartError when there is none."""
+    try:
+        return pwd.getpwuid(int(name)) if name.isascii() and name.isdigit() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        raise StartError(f"User: there is no user {name}; give one that exists") from None
 
 
 def become(user: pwd.struct_passwd) -> None:

@@ -60,10 +60,10 @@ async def _try_until_usable(next_hop: NextHop) -> None:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-async def trouble_with(next_hop: NextHop, limit: float = TRY_LIMIT) -> str:
-    """Say why the next hop cannot be used, if it can be asked in ``limit`` seconds; nothing if it can."""
+async def trouble_with(next_hop: NextHop, limit: float | None = None) -> str:
+    """Say why the next hop cannot be used; nothing if it can. It has ``limit`` seconds, 30 if that is None."""
     try:
-        async with asyncio.timeout(limit):
+        async with asyncio.timeout(TRY_LIMIT if limit is None else limit):
             return await _ask(next_hop)
     except TimeoutError:
         return "no answer in time"

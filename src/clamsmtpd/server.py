@@ -14,6 +14,7 @@ from typing import Any
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.commons import Commons, Share
 from clamsmtpd.config import Settings
+from clamsmtpd.culprit import Culprits, Room
 from clamsmtpd.hooks import HookRunner
 from clamsmtpd.inspection import Inspector
 from clamsmtpd.ledger import Ledger
@@ -50,6 +51,9 @@ COMPLAINT_INTERVAL = 10.0
 #: Seconds that hooks may still run when everything else has ended.
 HOOK_LIMIT = 10.0
 
+#: Seconds of these that searches for culprits may take, for which hooks wait.
+SEARCH_LIMIT = 5.0
+
 #: Seconds that the next hop has to greet when somebody asks whether mail could go through.
 EXAMINE_LIMIT = 10.0
 
@@ -62,9 +66,9 @@ _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 class _Scanners:
     """The scanners of some settings, what is scanned there, and what of that nobody waits for any more."""
 
-    __slots__ = ("orphans", "pool", "scans", "settings")
+    __slots__ = ("culprits", "orphans", "pool", "scans", "settings")
 
-    def __init__(self, settings: Settings, share: Share, *, watched: bool) -> None:
+    def __init__(self, settings: Settings, share: Share, room: Room, *, watched: bool) -> None:
         self.settings = settings
         self.pool = Pool(
             settings.clam_addresses,
@@ -75,6 +79,7 @@ class _Scanners:
         )
         self.scans = Scans(self.pool, share.verdicts, share.row)
         self.orphans = Orphans()
+        self.culprits = Culprits(self.pool, settings.temp_directory, room)
 
     def suit(self, settings: Settings) -> bool:
         """Whether other settings want the same ones."""
@@ -87,6 +92,7 @@ class _Scanners:
     async def close(self) -> None:
         """Give up what is still scanned, and close the connections."""
         await self.orphans.end()
+        await self.culprits.end(SEARCH_LIMIT)
         self.pool.close()
 
 
@@ -137,7 +143,8 @@ class Server:
         self._batch = ACCEPT_BATCH if share.workers == 1 else 1
         self._hooks = HookRunner()
         self._poller = Poller()
-        self._setup = self._set_up(settings, certificate, _Scanners(settings, share, watched=watched))
+        self._room = Room()
+        self._setup = self._set_up(settings, certificate, _Scanners(settings, share, self._room, watched=watched))
         # Those from before, for as long as a session has them, and the tasks that close what nobody has any more.
         self._old_setups: set[_Setup] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -156,7 +163,14 @@ class Server:
         setup.host = Host(
             settings=settings,
             poller=self._poller,
-            inspector=Inspector(settings, scanners.scans, self._hooks, row=self._share.row, keeper=setup.keeper),
+            inspector=Inspector(
+                settings,
+                scanners.scans,
+                self._hooks,
+                row=self._share.row,
+                keeper=setup.keeper,
+                culprits=scanners.culprits,
+            ),
             orphans=scanners.orphans,
             ended=setup.ended,
             certificate=certificate,
@@ -184,7 +198,7 @@ class Server:
         # What has been learnt of the same scanners is as true as before.
         scanners = old.scanners
         if not scanners.suit(settings):
-            scanners = _Scanners(settings, self._share, watched=self._watched)
+            scanners = _Scanners(settings, self._share, self._room, watched=self._watched)
         self._setup = self._set_up(settings, certificate, scanners, old.keeper)
         if self._setup.keeper is not None:
             self._setup.keeper.start()
@@ -262,9 +276,9 @@ class Server:
         while self._sessions:
             self._empty.clear()
             await self._empty.wait()
-        await self._setup.scanners.close()
-        await asyncio.gather(*self._closing)
-        await self._hooks.drain(HOOK_LIMIT)
+        end = loop.time() + HOOK_LIMIT
+        await asyncio.gather(self._setup.scanners.close(), *self._closing)
+        await self._hooks.drain(end - loop.time())
         if self._setup.keeper is not None:
             self._setup.keeper.retire()
             await asyncio.to_thread(self._setup.keeper.join)

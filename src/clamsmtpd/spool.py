@@ -13,7 +13,7 @@ from typing import ClassVar, TypeVar
 from clamsmtpd.smtp.body import Unstuffing, unstuff
 from clamsmtpd.values import Insertion
 
-__all__ = ["MEMORY_MAX", "TOTAL_MEMORY_MAX", "FileRange", "Follower", "Spool"]
+__all__ = ["MEMORY_MAX", "TOTAL_MEMORY_MAX", "FileRange", "Follower", "Share", "Spool"]
 
 #: Octets of a message that stay in memory. By measurement: more of them cost less in a file, from which they need not
 #: be read to be sent, and where the kernel has larger pages for them than in a file in memory.
@@ -266,6 +266,12 @@ class Spool:
         # What fits into memory is one piece of a file as well, and one chunk since the text is complete.
         return FileRange(self._fd, 0, self.size).pieces() if self._fd >= 0 else iter(self._chunks)
 
+    # ---- for who reads it later ---------------------------------------------------------------
+
+    def share(self) -> Share:
+        """Return the whole text for somebody who still reads it when this is closed. Raises OSError."""
+        return Share(os.dup(self._fd) if self._fd >= 0 else -1, tuple(self._chunks), self.size, stuffed=self._stuffed)
+
     # ---- what stays ---------------------------------------------------------------------------
 
     def quarantine(self) -> str:
@@ -380,6 +386,36 @@ def _open_unnamed(directory: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+class Share:
+    """A text of ``size`` octets as on the wire that outlives its spool: in the file ``descriptor``, or in ``chunks``.
+
+    It costs no copy, but holds a descriptor, and the room on the disk, until it is closed. The text in memory is no
+    longer counted among what all messages have there.
+    """
+
+    __slots__ = ("_chunks", "_descriptor", "_size", "_stuffed")
+
+    def __init__(self, descriptor: int, chunks: tuple[bytes, ...], size: int, *, stuffed: bool) -> None:
+        self._descriptor = descriptor
+        self._chunks = chunks
+        self._size = size
+        self._stuffed = stuffed
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the text without stuffed dots, in pieces of at most 256 KiB. Raises OSError."""
+        text: Iterable[bytes] = self._chunks
+        if self._descriptor >= 0:
+            text = FileRange(self._descriptor, 0, self._size).pieces()
+        return unstuff(text) if self._stuffed else iter(text)
+
+    def close(self) -> None:
+        """Forget the text."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._chunks = ()
 
 
 class Follower:

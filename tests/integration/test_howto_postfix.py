@@ -73,6 +73,7 @@ def test_before_the_queue_the_client_of_an_infected_message_is_told(clamd: Clamd
             send(postfix, INFECTED)
         assert refused.value.smtp_code == 550
         assert refused.value.smtp_error == b"5.7.1 Virus found; message refused"
+        postfix.wait_for_log("proxy-reject")
         howto.check_seen("maillog.txt", postfix.log())
         howto.check_used()
         assert "status=VIRUS" in daemon.log()

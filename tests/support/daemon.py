@@ -120,8 +120,8 @@ class Daemon:
         return found()[0]
 
     def spooled(self) -> list[str]:
-        """Return the names of the files in its TempDirectory."""
-        return sorted(os.listdir(self.temp_directory))
+        """Return the names of the files in its TempDirectory; the index of the quarantine is none of them."""
+        return sorted(name for name in os.listdir(self.temp_directory) if name != "clamsmtpd-index")
 
     def workers(self) -> list[int]:
         """Return the processes that it has started."""

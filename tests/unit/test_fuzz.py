@@ -132,6 +132,8 @@ BROKEN: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "an identity unseen": ("attributes", swap("clamsmtpd.smtp.identity.Identity.taking", believes_all)),
     "values that are not told": ("attributes", swap("clamsmtpd.smtp.identity._encode", lambda value: b"[UNAVAILABLE]")),
     "a header in one piece": ("proxy", swap("clamsmtpd.proxyprotocol.ProxyHeader.feed", reads_a_header_in_one_piece)),
+    "parts that lack an octet": ("parts", swap("clamsmtpd.parts._TAILS", ())),
+    "names with a path": ("parts", swap("clamsmtpd.parts.clean_name", str)),
     "any template": ("template", swap("fuzz.targets.template.check_header", lambda text: text)),
 }
 

@@ -36,6 +36,8 @@ def variables(envelope: Envelope) -> dict[str, bytes]:
         temp_directory="/var/spool/clamsmtpd",
         quarantine_file="/var/spool/clamsmtpd/virus.abcdef",
         virus="Eicar-Test-Signature",
+        attachment="Rechnung €.zip\n",
+        sha256="0123abcd",
     )
 
 
@@ -45,6 +47,7 @@ def variables(envelope: Envelope) -> dict[str, bytes]:
 def test_everything_that_is_known() -> None:
     told = variables(Envelope(b"a@b", (b"c@d", b"e@f"), b"203.0.113.7", b"mail.example"))
     assert told == {
+        "ATTACHMENT": "Rechnung €.zip?".encode(),
         "CLIENT": b"192.0.2.1",
         "EMAIL": b"/var/spool/clamsmtpd/virus.abcdef",
         "PATH": hooks.PATH,
@@ -53,9 +56,17 @@ def test_everything_that_is_known() -> None:
         "REMOTE_HELO": b"mail.example",
         "SENDER": b"a@b",
         "SERVER": b"192.0.2.25",
+        "SHA256": b"0123abcd",
         "TMPDIR": b"/var/spool/clamsmtpd",
         "VIRUS": b"Eicar-Test-Signature",
     }
+
+
+def test_the_table_of_the_manual_has_all_of_them_and_no_other() -> None:
+    told = variables(Envelope(b"a@b", (b"c@d",), b"203.0.113.7", b"mail.example"))
+    names = [variable.name for variable in hooks.VARIABLES]
+    assert names == sorted(told.keys() - {"PATH"})
+    assert all(variable.meaning for variable in hooks.VARIABLES)
 
 
 def test_a_variable_without_a_value_is_absent() -> None:
@@ -96,9 +107,7 @@ def test_octets_that_are_no_text_and_text_that_is_no_letter(value: bytes, told: 
     for name in ("SENDER", "RECIPIENTS", "REMOTE", "REMOTE_HELO"):
         assert variables_told[name] == told
     # What a stranger says is never the name of a variable: BASH_FUNC_x%% cannot come.
-    assert set(variables_told) <= {
-        *("CLIENT", "EMAIL", "PATH", "RECIPIENTS", "REMOTE", "REMOTE_HELO", "SENDER", "SERVER", "TMPDIR", "VIRUS")
-    }
+    assert set(variables_told) <= {"PATH", *(variable.name for variable in hooks.VARIABLES)}
 
 
 def test_no_value_is_longer_than_the_kernel_takes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import logging
 import os
 import socket
@@ -18,6 +19,7 @@ from clamsmtpd import session
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener, listen
+from clamsmtpd.logjson import fields_of
 from clamsmtpd.policy import Policy
 from clamsmtpd.poller import Poller
 from clamsmtpd.server import Server
@@ -67,11 +69,13 @@ def test_a_virus_is_dropped_kept_and_reported(tmp_path: Path, caplog: pytest.Log
             variables = dict(line.split("=", 1) for line in seen.read_text().splitlines())
             assert variables.pop("PWD", "")
             assert variables == {
+                "ATTACHMENT": "part 1 (text/plain)",
                 "CLIENT": "127.0.0.1",
                 "SERVER": "127.0.0.1",
                 "SENDER": "a@example.org",
                 "RECIPIENTS": "b@example.org",
                 "EMAIL": str(kept),
+                "SHA256": hashlib.sha256(b".bad\r\n").hexdigest(),
                 "TMPDIR": str(here.folder),
                 "VIRUS": "Eicar-Test",
                 "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -98,7 +102,7 @@ def test_a_virus_passed_on_is_marked(tmp_path: Path) -> None:
 def test_a_virus_that_cannot_be_kept_is_not_dropped(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, "Quarantine: on", clamd=Clamd(INFECTED)) as here:
-            here.folder.rmdir()
+            here.folder.rename(tmp_path / "gone")
             client = await here.client()
             await client.envelope()
             assert (await client.message()).startswith(b"451 ")
@@ -615,6 +619,12 @@ def test_a_fault_of_ours_delivers_nothing(
 # ---- verdicts that nobody waits for ---------------------------------------------------------------
 
 
+def said_of(identity: str, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the names of what the log says of a message or, between messages, of a connection."""
+    told = [fields_of(record) for record in caplog.records]
+    return [event for event, fields in told if identity == fields.get("message", fields.get("connection"))]
+
+
 def test_a_verdict_that_comes_after_the_client_has_left_is_there_for_its_next_try(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -632,18 +642,19 @@ def test_a_verdict_that_comes_after_the_client_has_left_is_there_for_its_next_tr
             await until(lambda: clamd.requests == 1)
             client.close()
             await until(lambda: here.hop.open == 0)
-            assert os.listdir(here.folder) == []
+            assert list(here.folder.glob("*.*")) == []
             clamd.answers.set()
             await until(lambda: "the verdict came after the client had left: Eicar-Test" in caplog.text)
+            assert said_of("100000-1", caplog) == ["connection.client_left", "message.late_verdict"]
             # Of a message that is still to come there is nothing to be counted or kept.
             assert "status=" not in caplog.text
-            assert os.listdir(here.folder) == []
+            assert list(here.folder.glob("*.*")) == []
             client = await here.client()
             await client.envelope()
             asked = clamd.requests
             assert (await client.message(b"x\r\n")).startswith(b"550 ")
             assert clamd.requests == asked
-            assert len(os.listdir(here.folder)) == 1
+            assert len(list(here.folder.glob("virus.*"))) == 1
 
     before = descriptors()
     run(main())
@@ -696,7 +707,7 @@ def test_a_stop_does_not_wait_for_verdicts_that_nobody_waits_for(tmp_path: Path)
 
 
 def test_a_message_is_refused_before_its_text_when_no_verdict_could_come_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hopeless = True
     monkeypatch.setattr(Pool, "admits", lambda _pool: not hopeless)
@@ -708,6 +719,8 @@ def test_a_message_is_refused_before_its_text_when_no_verdict_could_come_in_time
             await client.envelope()
             assert await client.ask(b"DATA") == b"451 4.3.2 Virus scan not possible in time now; try again later\r\n"
             assert here.hop.verbs[-1] == "RCPT"
+            # The text of that line names no connection.
+            assert said_of("100000", caplog) == ["message.turned_away"]
             hopeless = False
             for line in (b"RSET", b"MAIL FROM:<a@example.org>", b"RCPT TO:<b@example.org>"):
                 await client.ask(line)

@@ -793,3 +793,17 @@ def test_any_other_fault_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(PermissionError):
         spool.append(b"x" * LARGE)
     spool.close()
+
+
+@pytest.mark.parametrize("size", [0, 10, MEMORY_MAX + 10])
+@pytest.mark.parametrize("stuffed", [False, True])
+def test_a_share_outlives_its_spool(tmp_path: Path, size: int, stuffed: bool) -> None:
+    spool = Spool(str(tmp_path), "test")
+    spool.append(b"..x\r\n" + b"y" * size)
+    spool.seal(stuffed=stuffed)
+    share = spool.share()
+    spool.close()
+    assert b"".join(share.pieces()) == (b".x\r\n" if stuffed else b"..x\r\n") + b"y" * size
+    share.close()
+    share.close()
+    assert Spool.in_memory == 0

@@ -172,6 +172,7 @@ class View:
 
 
 def _memory_of(pid: int) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm", encoding="ascii") as file:
+    # Not as ASCII: its codec would be loaded only now, when User may not reach the files of Python any more.
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/statm", encoding="utf-8") as file:
         return int(file.read().split()[1]) * _PAGE
     return 0

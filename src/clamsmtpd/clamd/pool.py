@@ -190,6 +190,11 @@ class Pool:
             return False
         return self._load.wait <= scan_limit(0, self._time_out)
 
+    @property
+    def wait(self) -> float:
+        """Seconds until all that is being scanned now has been, as far as that can be told."""
+        return self._load.wait
+
     async def usable(self) -> None:
         """Wait until there is a scanner that lives and sees."""
         while not self._some_usable:

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import resource
-import socket
+import re
+from dataclasses import dataclass
+from typing import Any
 
 import click
 
-from clamsmtpd.config import Judged, Settings, judge
-from clamsmtpd.ctl.clamdconf import ClamdSettings, parse_clamd_conf
-from clamsmtpd.ctl.findings import Facts, findings
-from clamsmtpd.ctl.nexthop import ServerError, greet
+from clamsmtpd.config import Judged, judge
+from clamsmtpd.ctl.findings import Finding, Level, findings
+from clamsmtpd.ctl.machine import CLAMD_CONF, facts_for, start
 from clamsmtpd.ctl.output import Status, json_option, print_json, shown
-from clamsmtpd.privileges import become, find_user
-from clamsmtpd.readiness import is_known_beforehand
-from clamsmtpd.tempdirectory import check_temp_directory
-from clamsmtpd.tls import Certificate, client_context
-from clamsmtpd.values import StartError
 
-__all__ = ["check", "ground_of", "place_check"]
-
-CLAMD_CONF = "/etc/clamav/clamd.conf"
+__all__ = ["check"]
 
 _WARNED = 1
 
-#: Seconds for the next hop to say how large a message it takes.
-_LIMIT = 5.0
+_LINE = re.compile(r":([0-9]+): ")
 
 
 @click.command()
 @click.argument("file", required=False)
-@click.option(
-    "--clamd-conf", default=CLAMD_CONF, show_default=True, metavar="FILE", help="The settings of clamd on this host."
-)
-@click.option("--offline", is_flag=True, help="Ask nobody: not even the next hop, how large a message it takes.")
+@click.option("--clamd-conf", metavar="FILE", help=f"The settings of clamd.  [default: {CLAMD_CONF}]")
+@click.option("--offline", is_flag=True, help="Ask nobody: no name server, and not the next hop what it takes.")
 @json_option
 @click.pass_context
-def check(context: click.Context, file: str | None, clamd_conf: str, *, offline: bool, as_json: bool) -> None:
+def check(context: click.Context, file: str | None, clamd_conf: str | None, *, offline: bool, as_json: bool) -> None:
     """Judge the settings file, FILE or the one of --config, without starting anything.
 
-    Errors keep the daemon from starting; warnings say what will hurt, and what would be right. The exit status is 0
-    if there is nothing to say, 1 with warnings, 2 with errors.
+    Errors keep the daemon from starting, warnings say what will hurt, notes what could not be judged. The exit status
+    is 0 if there is no error and no warning, 1 with warnings, 2 with errors.
 
     \b
     Examples:
@@ -53,136 +40,64 @@ def check(context: click.Context, file: str | None, clamd_conf: str, *, offline:
     """
     path = file if file is not None else str(context.find_root().obj)
     judged = judge(path)
-    errors, warnings = [*judged.errors], [*judged.warnings]
+    told = [_Told.of(path, text, Level.ERROR) for text in judged.errors]
+    told += [_Told.of(path, text, Level.WARNING) for text in judged.warnings]
     if judged.settings is not None:
-        errors += [
-            f"{ground_of(judged, path, attribute)}: {text}" for attribute, text in _start_errors(judged.settings)
+        found = [
+            *start(judged.settings),
+            *findings(judged.settings, facts_for(judged.settings, clamd_conf, offline=offline)),
         ]
-        warnings += [
-            f"{ground_of(judged, path, found.setting)}: {found.text}"
-            for found in findings(judged.settings, _facts(judged.settings, clamd_conf, offline=offline))
-        ]
-        trouble, more = place_check(judged.settings)
-        place = ground_of(judged, path, "temp_directory")
-        errors += [f"{place}: {trouble}"] if trouble else []
-        warnings += [f"{place}: {text}" for text in more]
-    errors.sort(key=_line_of)
-    warnings.sort(key=_line_of)
-    _tell(path, errors, warnings, as_json=as_json)
-    if errors:
+        told += [_Told(_line_of(judged, finding), finding.level, finding.text) for finding in found]
+    # In the order of the file; what is about none of its lines comes first.
+    told.sort(key=lambda one: one.line or 0)
+    if as_json:
+        print_json(
+            {"file": path} | {f"{level}s": [one.as_dict() for one in told if one.level is level] for level in Level}
+        )
+    else:
+        _print(path, told)
+    levels = {one.level for one in told}
+    if Level.ERROR in levels:
         raise click.exceptions.Exit(Status.USAGE)
-    if warnings:
+    if Level.WARNING in levels:
         raise click.exceptions.Exit(_WARNED)
 
 
-def _tell(path: str, errors: list[str], warnings: list[str], *, as_json: bool) -> None:
-    if as_json:
-        print_json({"file": path, "errors": errors, "warnings": warnings})
-        return
-    for kind, lines in (("error", errors), ("warning", warnings)):
-        for line in lines:
-            where, colon, text = line.partition(": ")
-            click.echo(shown(f"{where}: {kind}: {text}" if colon else f"{path}: {kind}: {line}"))
-    if errors or warnings:
-        click.echo(f"{path}: {_count(len(errors), 'error')}, {_count(len(warnings), 'warning')}")
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is told of a line of the file; of the file as a whole where that is None."""
+
+    line: int | None
+    level: Level
+    text: str
+
+    @classmethod
+    def of(cls, path: str, text: str, level: Level) -> _Told:
+        """Take a line that begins with the path, as those about a settings file do; a path may hold anything."""
+        rest = text.removeprefix(path)
+        if match := _LINE.match(rest):
+            return cls(int(match[1]), level, rest[match.end() :])
+        return cls(None, level, rest.removeprefix(": "))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"line": self.line, "text": self.text}
+
+
+def _line_of(judged: Judged, finding: Finding) -> int | None:
+    places = judged.where.get(finding.setting)
+    return int(places[finding.number].rpartition(":")[2]) if places else None
+
+
+def _print(path: str, told: list[_Told]) -> None:
+    for one in told:
+        where = path if one.line is None else f"{path}:{one.line}"
+        click.echo(shown(f"{where}: {one.level}: {one.text}"))
+    counts = {level: sum(one.level is level for one in told) for level in Level}
+    if counts[Level.ERROR] or counts[Level.WARNING]:
+        click.echo(shown(f"{path}: {_count(counts[Level.ERROR], 'error')}, {_count(counts[Level.WARNING], 'warning')}"))
     else:
-        click.echo(f"{path}: good")
-
-
-def _line_of(text: str) -> int:
-    """Return the line that a text is about; 0 for the file as a whole."""
-    number = text.partition(": ")[0].rpartition(":")[2]
-    return int(number) if number.isdigit() else 0
+        click.echo(shown(f"{path}: good"))
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def ground_of(judged: Judged, path: str, attribute: str) -> str:
-    """Return where a setting is given; the file as a whole if it is not."""
-    return judged.where.get(attribute, path)
-
-
-def _start_errors(settings: Settings) -> list[tuple[str, str]]:
-    """Return what would keep the daemon from starting on this machine: attribute and text."""
-    found: list[tuple[str, str]] = []
-    for attribute, use in (
-        ("user", lambda: find_user(settings.user) if settings.user else None),
-        (
-            "tls_certificate",
-            lambda: Certificate(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None,
-        ),
-        ("out_tls", lambda: client_context(settings.out_tls)),
-    ):
-        try:
-            use()
-        except StartError as error:
-            found.append((attribute, str(error)))
-    return found
-
-
-def _facts(settings: Settings, clamd_conf: str, *, offline: bool) -> Facts:
-    hop = settings.out_address
-    size: int | None = None
-    if hop is not None and not offline and is_known_beforehand(hop):
-        with contextlib.suppress(ServerError):
-            size = greet(hop.address, lmtp=hop.lmtp, limit=_LIMIT).size
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return Facts(
-        clamd=_read_clamd_conf(clamd_conf),
-        clamd_conf=clamd_conf,
-        next_hop_size=size,
-        descriptors=None if hard == resource.RLIM_INFINITY else hard,
-        own_hosts=_own_hosts(),
-    )
-
-
-def _read_clamd_conf(path: str) -> ClamdSettings | None:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return parse_clamd_conf(file.read())
-    except OSError:
-        return None
-
-
-def _own_hosts() -> frozenset[str]:
-    with contextlib.suppress(OSError):
-        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-        return frozenset(str(name[0]) for _, _, _, _, name in found)
-    return frozenset()
-
-
-def place_check(settings: Settings) -> tuple[str, list[str]]:
-    """Judge TempDirectory as the user that the daemon becomes, as far as we may; return an error and warnings."""
-    if settings.user is None or os.geteuid() != 0:
-        return _check_place(settings.temp_directory)
-    try:
-        user = find_user(settings.user)
-    except StartError:
-        return _check_place(settings.temp_directory)
-    receive, send = os.pipe()
-    # Its rights are those of a process: in one of its own they can be tried on.
-    if child := os.fork():
-        os.close(send)
-        with os.fdopen(receive, encoding="utf-8") as told:
-            text = told.read()
-        os.waitpid(child, 0)
-        if not text:
-            return "", []
-        trouble, warnings = json.loads(text)
-        return trouble, warnings
-    try:
-        become(user)
-        os.write(send, json.dumps(_check_place(settings.temp_directory)).encode())
-    except (StartError, OSError):
-        pass
-    finally:
-        os._exit(0)
-
-
-def _check_place(path: str) -> tuple[str, list[str]]:
-    try:
-        return "", check_temp_directory(path)
-    except StartError as error:
-        return str(error), []

@@ -18,6 +18,7 @@ __all__ = ["cli", "main"]
 COMMANDS: dict[str, str] = {
     "check": "check",
     "completion": "completion",
+    "doctor": "doctor",
     "explain": "explain",
     "quarantine": "quarantine",
     "scan": "scan",

@@ -47,7 +47,11 @@ class Client(smtplib.SMTP):
         if isinstance(self._address, UnixAddress):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.settimeout(timeout)
-            sock.connect(self._address.path)
+            try:
+                sock.connect(self._address.path)
+            except OSError:
+                sock.close()
+                raise
             return sock
         return socket.create_connection((host, port), timeout)
 
@@ -79,6 +83,8 @@ class Client(smtplib.SMTP):
         try:
             self.quit()
         except (OSError, smtplib.SMTPException):
+            pass
+        finally:
             self.close()
 
 

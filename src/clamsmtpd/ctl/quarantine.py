@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fnmatch
 import os
@@ -40,6 +41,9 @@ _PIECE = 262144
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
+#: What addresses and messages are read by.
+_CODECS = ("ascii", "idna", "latin-1", "utf-8", "punycode")
+
 
 @click.group()
 def quarantine() -> None:
@@ -72,17 +76,24 @@ def _become_owner(settings: Settings) -> None:
     """As root, go on as who has the quarantine: what is made in the index stays the daemon's to use."""
     if os.geteuid() != 0:
         return
+    for codec in _CODECS:
+        # That user may not be able to read the folders of the library.
+        codecs.lookup(codec)
+    if settings.user is not None:
+        _go_on_as(*_ids(settings.user))
+        return
     try:
         owner = os.lstat(os.path.join(settings.temp_directory, DIRECTORY))
         uid, gid = owner.st_uid, owner.st_gid
     except FileNotFoundError:
-        if settings.user is None:
-            # Whom a service manager runs it as is not in the settings, but has a directory of that user's.
-            owner = os.stat(settings.temp_directory)
-            shared = owner.st_mode & stat.S_IWOTH
-            uid, gid = (0, 0) if shared else (owner.st_uid, owner.st_gid)
-        else:
-            uid, gid = _ids(settings.user)
+        # Whom a service manager runs it as is not in the settings, but has a directory of that user's.
+        owner = os.stat(settings.temp_directory)
+        shared = owner.st_mode & stat.S_IWOTH
+        uid, gid = (0, 0) if shared else (owner.st_uid, owner.st_gid)
+    _go_on_as(uid, gid)
+
+
+def _go_on_as(uid: int, gid: int) -> None:
     if uid:
         os.setgroups([gid])
         os.setegid(gid)

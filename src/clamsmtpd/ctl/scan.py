@@ -4,76 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
-import os
-import re
-import sys
+import itertools
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO
+from collections.abc import Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import click
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from clamsmtpd.account import Account, Tag
-from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.config import Settings
-from clamsmtpd.ctl.output import Status, console, fail, json_option, load_settings, print_json, shown
-from clamsmtpd.hooks import HookRunner
-from clamsmtpd.inspection import Inspector, Route
-from clamsmtpd.metrics import ROW_SIZE, Metrics
-from clamsmtpd.policy import Policy
-from clamsmtpd.scans import Scans
-from clamsmtpd.smtp import replies
-from clamsmtpd.smtp.message import Message
-from clamsmtpd.smtp.relay import reply_to
-from clamsmtpd.spool import Spool
-from clamsmtpd.values import Clean, Deliver, Envelope, Infected, Oversize, Unscanned
-from clamsmtpd.verdicts import LATEST_SIZE, REGION_SIZE, Verdicts
+from clamsmtpd.ctl.output import Status, console, fail, json_option, load_settings, shown
+from clamsmtpd.ctl.saved import STANDARD_INPUT, Saved, find, octets_in
+from clamsmtpd.ctl.trial import NoScannerError, Result, Trial, silence
 
-__all__ = ["Result", "scan"]
+__all__ = ["scan"]
 
-#: Messages that are scanned at once.
-AT_ONCE = 8
+#: Messages that are judged at once, unless the command line says so: live mail wants the same scanner.
+AT_ONCE = 4
 
-#: Seconds to wait for a scanner.
-PATIENCE = 30.0
-
-_PIECE = 65536
-
-_LINE_END = re.compile(rb"\r?\n")
+_AT_ONCE_MAX = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What would become of one message. ``outcome`` is deliver, drop, bounce, defer or unreadable."""
-
-    file: str
-    outcome: str
-    verdict: str = ""
-    virus: str = ""
-    reply: str = ""
-    field: str = ""
-    renamed: int = 0
-    why: str = ""
-
-    @property
-    def well(self) -> bool:
-        """Whether it is clean and would be delivered."""
-        return self.outcome == "deliver" and self.verdict == "clean"
-
-
-@click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@click.command(no_args_is_help=True)
+@click.argument("file", nargs=-1, required=True)
 @click.option("--all", "show_all", is_flag=True, help="List clean messages too.")
+@click.option(
+    "--at-once",
+    type=click.IntRange(1, _AT_ONCE_MAX),
+    default=AT_ONCE,
+    show_default=True,
+    metavar="NUMBER",
+    help="How many messages are scanned at the same time.",
+)
 @json_option
 @click.pass_context
-def scan(context: click.Context, files: Sequence[str], *, show_all: bool, as_json: bool) -> None:
+def scan(context: click.Context, file: Sequence[str], at_once: int, *, show_all: bool, as_json: bool) -> None:
     """Tell what would become of saved messages with the settings of --config, and why. Nothing is delivered or kept.
 
-    FILE is a message, a folder of them such as a Maildir, or - for standard input. A line that ends with LF alone is
-    taken to end with CRLF, as in mail. The exit status is 0 if all are clean and would be delivered, 1 if not, 3 if no
+    FILE is a message, an mbox, a folder of them such as a Maildir, or - for standard input. A line that ends with LF
+    alone is taken to end with CRLF, as in mail. Of several messages those are listed that are not clean, and all are
+    summed up. The exit status is 0 if all are clean and would be delivered, 1 if not, 2 if there are none, and 3 if no
     scanner can be used.
 
     \b
@@ -83,177 +55,171 @@ def scan(context: click.Context, files: Sequence[str], *, show_all: bool, as_jso
       clamsmtpctl scan --json - < message.eml
     """
     settings = load_settings(context).settings
-    # What the parts of the daemon would log is told by the results.
-    logging.getLogger("clamsmtpd").addHandler(logging.NullHandler())
-    logging.getLogger("clamsmtpd").propagate = False
-    paths = list(_expand(files))
-    if not paths:
+    # Its name is what the usage shows, and versions of click do not agree on what a name for show becomes.
+    files = file
+    if files.count(STANDARD_INPUT) > 1:
+        fail("standard input can be read once; give - once", Status.USAGE)
+    several = len(list(itertools.islice(find(files), 2))) > 1
+    tally = _Tally()
+    with _Bar(files, wanted=several and not as_json) as bar:
+        report: _Report = _Json() if as_json else _Lines(bar.print, every=show_all or not several, sum_up=several)
+
+        def take(saved: Saved, result: Result) -> None:
+            tally.add(result)
+            report.take(result)
+            bar.advance(saved, tally.messages)
+
+        try:
+            _run(_judge(settings, files, at_once, take))
+        except NoScannerError as error:
+            fail(str(error), Status.UNREACHABLE)
+    if not tally.messages:
         fail("there is no message in these folders", Status.USAGE)
-    many = len(paths) > 1
-    with Progress(
-        console=console(), transient=True, disable=as_json or not many or not sys.stdout.isatty()
-    ) as progress:
-        bar = progress.add_task("scanning", total=len(paths))
-        results = asyncio.run(_scan_all(settings, paths, lambda: progress.advance(bar)))
-    if as_json:
-        _print_json(results)
-    else:
-        for result in results:
-            if show_all or not many or not result.well:
-                click.echo(shown(_line(result)))
-        if many:
-            click.echo(_summary(results))
-    if not all(result.well for result in results):
+    report.end(tally)
+    if tally.well < tally.messages:
         raise click.exceptions.Exit(Status.FAILED)
 
 
-def _print_json(results: Sequence[Result]) -> None:
-    print_json({"messages": [dataclasses.asdict(result) for result in results], "summary": _counts(results)})
+async def _judge(settings: Settings, files: Sequence[str], at_once: int, take: Callable[[Saved, Result], None]) -> None:
+    with silence():
+        async with Trial(settings) as trial:
+            async for saved, result in trial.results(find(files), at_once):
+                take(saved, result)
 
 
-def _expand(files: Sequence[str]) -> Iterator[str]:
-    """Yield the files, those in folders as well; of a Maildir, its messages alone."""
-    for file in files:
-        if file == "-" or not os.path.isdir(file):
-            yield file
-            continue
-        for folder, folders, names in os.walk(file):
-            folders.sort()
-            is_maildir = {"cur", "new", "tmp"} <= set(folders)
-            for name in () if is_maildir else sorted(names):
-                path = os.path.join(folder, name)
-                # Neither an index of a mail client nor a pipe is a message.
-                if not name.startswith(".") and os.path.isfile(path) and not os.path.islink(path):
-                    yield path
-            if is_maildir:
-                folders[:] = [found for found in folders if found != "tmp"]
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    # Not by Runner.run(): to that, an interrupt is a word to the loop, which may be waiting for standard input.
+    with asyncio.Runner() as runner:
+        runner.get_loop().run_until_complete(work)
 
 
-async def _scan_all(settings: Settings, paths: Sequence[str], advance: Callable[[], None]) -> list[Result]:
-    metrics = Metrics(memoryview(bytearray(ROW_SIZE)))
-    pool = Pool(
-        settings.clam_addresses,
-        time_out=settings.time_out,
-        row=metrics.row(0),
-        temp_directory=settings.temp_directory,
-    )
-    pool.start()
-    try:
-        try:
-            async with asyncio.timeout(min(PATIENCE, settings.time_out)):
-                await pool.usable()
-        except TimeoutError:
-            told = "; ".join(f"clamd at {one['address']}: {one['fault'] or 'no answer'}" for one in pool.describe())
-            fail(f"no scanner can be used: {told}", Status.UNREACHABLE)
-        verdicts = Verdicts(bytearray(LATEST_SIZE + REGION_SIZE), 0, 1, 0)
-        quiet = dataclasses.replace(settings, quarantine=False, virus_action=None, debug_files=False)
-        inspector = Inspector(quiet, Scans(pool, verdicts, metrics.row(0)), HookRunner(), row=metrics.row(0))
-        room = asyncio.Semaphore(AT_ONCE)
+class _Tally:
+    """How many messages there were, by what would become of them. There may be any number of messages."""
 
-        async def one(path: str) -> Result:
-            async with room:
-                try:
-                    return await _scan_one(inspector, quiet, path)
-                except OSError as error:
-                    return Result(path, "unreadable", why=str(error.strerror or error))
-                finally:
-                    advance()
+    def __init__(self) -> None:
+        self.messages = 0
+        self.well = 0
+        self.outcomes: Counter[str] = Counter()
+        self.verdicts: Counter[str] = Counter()
+        self.viruses: Counter[str] = Counter()
+        #: Those that are not well: what was found, the outcome, and the setting that decided.
+        self.grounds: Counter[tuple[str, str, str]] = Counter()
 
-        return await asyncio.gather(*(one(path) for path in paths))
-    finally:
-        pool.close()
-        # What was cancelled hears of it now.
-        await asyncio.sleep(0)
+    def add(self, result: Result) -> None:
+        self.messages += 1
+        self.well += result.well
+        self.outcomes[result.outcome] += 1
+        self.verdicts[result.verdict or "none"] += 1
+        if result.virus:
+            self.viruses[result.virus] += 1
+        if not result.well:
+            self.grounds[_found(result), result.outcome, result.setting] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "messages": self.messages,
+            "outcomes": dict(self.outcomes.most_common()),
+            "verdicts": dict(self.verdicts.most_common()),
+            "viruses": dict(self.viruses.most_common()),
+            "grounds": [
+                {"found": found, "outcome": outcome, "setting": setting, "messages": count}
+                for (found, outcome, setting), count in self.grounds.most_common()
+            ],
+        }
 
 
-async def _scan_one(inspector: Inspector, settings: Settings, path: str) -> Result:
-    """Let one message take the way of a real one. Raises OSError."""
-    # As by BDAT, for a file has no stuffed dots; and as it would go on by DATA.
-    message = Message(chunked=True)
-    spool = Spool(settings.temp_directory, "clamsmtpctl")
-    try:
-        if path == "-":
-            await _read(sys.stdin.buffer, message, spool)
-        else:
-            with open(path, "rb") as file:  # noqa: ASYNC230 - nobody else is served here
-                await _read(file, message, spool)
-        if message.deceptive:
-            return Result(path, "bounce", reply=_text(replies.DECEPTIVE_END), why="a dot stands between odd line ends")
-        account = Account(Tag("clamsmtpctl"))
-        decision = await inspector.inspect(
-            spool,
-            Envelope(),
-            Route(Tag("clamsmtpctl"), "127.0.0.1", "127.0.0.1", "127.0.0.1"),
-            stuffed=message.stuffed,
-            header=message.header_reach,
-            account=account,
+class _Report(Protocol):
+    """Tells of each message as it comes, and of all in the end: none is held until then."""
+
+    def take(self, result: Result, /) -> None: ...
+
+    def end(self, tally: _Tally, /) -> None: ...
+
+
+class _Lines:
+    """``every`` message is listed, or those that are not well; in the end they are summed up if ``sum_up``."""
+
+    def __init__(self, tell: Callable[[str], None], *, every: bool, sum_up: bool) -> None:
+        self._tell = tell
+        self._every = every
+        self._sum_up = sum_up
+
+    def take(self, result: Result, /) -> None:
+        if self._every or not result.well:
+            self._tell(shown(_line(result)))
+
+    def end(self, tally: _Tally, /) -> None:
+        if not self._sum_up:
+            return
+        outcomes = ", ".join(f"{name} {count}" for name, count in tally.outcomes.most_common())
+        click.echo(f"{tally.messages} messages: {outcomes}")
+        for (found, outcome, setting), count in tally.grounds.most_common():
+            click.echo(shown(f"{count:8}  {found}: {outcome}" + (f" ({setting})" if setting else "")))
+
+
+class _Json:
+    """One object, written as it comes."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def take(self, result: Result, /) -> None:
+        click.echo(",\n    " if self._begun else '{\n  "messages": [\n    ', nl=False)
+        click.echo(json.dumps(dataclasses.asdict(result)), nl=False)
+        self._begun = True
+
+    def end(self, tally: _Tally, /) -> None:
+        click.echo(f'\n  ],\n  "summary": {json.dumps(tally.as_dict())}\n}}')
+
+
+class _Bar:
+    """How far it is, on a terminal; a context manager. ``files`` are those of the command line."""
+
+    def __init__(self, files: Sequence[str], *, wanted: bool) -> None:
+        self._console = console()
+        self._shown = wanted and self._console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._shown,
         )
-    finally:
-        spool.close()
-    verdict = account.verdict
-    told = account.as_dict()
-    reply = field = ""
-    renamed = 0
-    if isinstance(decision, Deliver):
-        field, renamed = _text(decision.field), len(decision.insertions)
-    else:
-        reply = _text(reply_to(decision))
-    return Result(
-        path,
-        type(decision).__name__.lower(),
-        str(told["verdict"] or ""),
-        str(told["virus"]),
-        reply,
-        field,
-        renamed,
-        _why(settings, verdict),
-    )
+        # By octets: how many messages there are is known only when all have been looked at.
+        self._task = self._progress.add_task("scanning", total=(octets_in(files) if self._shown else 0) or None)
+
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._shown:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(text)
+
+    def advance(self, saved: Saved, messages: int) -> None:
+        if self._shown:
+            self._progress.update(self._task, advance=saved.octets, description=f"{messages} messages")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
 
 
-async def _read(file: BinaryIO, message: Message, spool: Spool) -> None:
-    held = b""
-    while piece := file.read(_PIECE):
-        data = held + piece
-        # A CR may have its LF in the next piece.
-        held = data[-1:] if data.endswith(b"\r") else b""
-        spool.append(message.feed_chunk(_LINE_END.sub(b"\r\n", data[: len(data) - len(held)])))
-        await asyncio.sleep(0)
-    if held:
-        spool.append(message.feed_chunk(held))
-    if rest := message.finish_chunks():
-        spool.append(rest)
-
-
-def _why(settings: Settings, verdict: object) -> str:
-    match verdict:
-        case Infected(name):
-            policy = Policy(
-                action=settings.action,
-                actions_for=settings.actions_for,
-                oversize=settings.oversize,
-                scan_failure=settings.scan_failure,
-            )
-            rule = policy.rule_for(name)
-            return f"ActionFor: {rule}" if rule is not None else f"Action: {settings.action.value}"
-        case Oversize(reason):
-            return f"Oversize: {settings.oversize.value}; {reason}"
-        case Unscanned(reason):
-            return f"ScanFailure: {settings.scan_failure.value}; {reason}"
-        case Clean():
-            return "it is clean"
-        case _:
-            return ""
-
-
-def _text(octets: bytes) -> str:
-    return octets.decode("utf-8", "backslashreplace").strip().replace("\r\n", " ")
+def _found(result: Result) -> str:
+    return result.virus or result.verdict or ("unreadable" if result.outcome == "unreadable" else "not scanned")
 
 
 def _line(result: Result) -> str:
     if result.outcome == "unreadable":
         return f"{result.file}: cannot be read: {result.why}"
-    found = result.virus or result.verdict or "not scanned"
-    parts = [f"{result.file}: {found}: {result.outcome} ({result.why})"]
+    ground = "; ".join(text for text in (result.setting, result.why) if text)
+    parts = [f"{result.file}: {_found(result)}: {result.outcome} ({ground})"]
     if result.reply:
         parts.append(f"the client is told: {result.reply}")
     if result.field and not result.well:
@@ -261,18 +227,3 @@ def _line(result: Result) -> str:
     if result.renamed:
         parts.append(f"header fields renamed that pretend to be ours: {result.renamed}")
     return "; ".join(parts)
-
-
-def _counts(results: Sequence[Result]) -> dict[str, dict[str, int]]:
-    return {
-        "outcomes": dict(Counter(result.outcome for result in results).most_common()),
-        "verdicts": dict(Counter(result.verdict or "none" for result in results).most_common()),
-        "viruses": dict(Counter(result.virus for result in results if result.virus).most_common()),
-    }
-
-
-def _summary(results: Sequence[Result]) -> str:
-    counts = _counts(results)
-    lines = [f"{len(results)} messages: " + ", ".join(f"{name} {count}" for name, count in counts["outcomes"].items())]
-    lines += [f"  {count:6}  {shown(virus)}" for virus, count in counts["viruses"].items()]
-    return "\n".join(lines)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from clamsmtpd.config import ConfigError, judge, load
-from clamsmtpd.ctl.clamdconf import ClamdSettings, parse_clamd_conf
-from clamsmtpd.ctl.findings import Facts, findings
+from clamsmtpd.ctl import machine
+from clamsmtpd.ctl.certificate import validity
 from clamsmtpd.ctl.main import cli
+from tests.support.certificates import make_certificate
 
 OUT = "OutAddress: 127.0.0.1:10026\n"
 
@@ -78,92 +79,126 @@ def test_the_directory_is_judged_as_the_user_that_the_daemon_becomes(tmp_path: P
     assert os.geteuid() == 0
 
 
+def test_what_contradicts_itself_is_told_beside_lines_that_are_wrong_and_what_is_missing_is_not(tmp_path: Path) -> None:
+    done = run(tmp_path, "TransparentProxy: on\nbad\nTLSKey: /k\n" + OUT + "ProxyProtocol: on\n")
+    assert [line.split(": ", 2)[2] for line in done.output.splitlines()[:-1]] == [
+        '"bad" is no setting; write Name: value',
+        "OutAddress: does not go with TransparentProxy: on; leave one of them out",
+        "ProxyProtocol: does not go with TransparentProxy: on; leave one of them out",
+    ]
+    # Any of these may be what the bad line was to be.
+    done = run(tmp_path, "TLSKey: /k\nProxyProtocol: on\n")
+    assert [line.split(": ")[2] for line in done.output.splitlines()[:-1]] == ["OutAddress", "TLSKey", "ProxyProtocol"]
+
+
+def test_each_value_of_a_setting_is_judged_in_its_own_line(tmp_path: Path) -> None:
+    text = OUT + "ClamAddress: 127.0.0.1\nClamAddress: 192.0.2.9\nListen: 127.0.0.1:1\nListen: 192.0.2.9:1\n"
+    done = run(tmp_path, text + f"TempDirectory: {tmp_path}\nMaxConnections: 10\n")
+    told = done.output.replace(str(tmp_path / "conf"), "FILE").splitlines()
+    assert told[0].startswith("FILE:3: warning: mail goes to clamd at 192.0.2.9:3310 in plain text")
+    assert told[1:] == [
+        "FILE:5: error: Listen: 192.0.2.9:1: this host has no such address; give one of its own, or a port alone",
+        "FILE: 1 error, 1 warning",
+    ]
+
+
+def test_a_note_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "conf"
+    path.write_text(OUT + f"TempDirectory: {tmp_path}\n")
+    done = CliRunner().invoke(cli, ["check", "--offline", "--clamd-conf", f"{tmp_path}/none", str(path)])
+    assert done.exit_code == 0
+    assert done.output.replace(str(tmp_path), "FOLDER") == (
+        "FOLDER/conf: note: clamd's limits could not be read: FOLDER/none: No such file or directory; "
+        "name its settings file with --clamd-conf\n"
+        "FOLDER/conf: good\n"
+    )
+
+
+def test_the_settings_of_a_clamd_of_this_host_say_nothing_of_one_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "conf"
+    path.write_text(OUT + f"ClamAddress: 192.0.2.9\nTempDirectory: {tmp_path}\n")
+    done = CliRunner().invoke(cli, ["check", "--offline", str(path)])
+    assert "note: clamd's limits could not be read: it is on another host" in done.output
+    assert "MaxThreads" not in done.output
+
+
+def test_sockets_for_owners_that_do_not_exist_are_errors(tmp_path: Path) -> None:
+    done = run(tmp_path, OUT + "Listen: FOLDER/s owner=no-such-user-here\nAdmin: FOLDER/a owner=root:no-such-group\n")
+    told = done.output.replace(str(tmp_path), "FOLDER")
+    assert "conf:2: error: Listen: FOLDER/s: there is no user no-such-user-here" in told
+    assert "conf:3: error: Admin: FOLDER/a: there is no group no-such-group" in told
+
+
+def test_admin_without_its_libraries_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "h11" else find_spec(name))
+    assert "conf:2: error: Admin: the Python library h11 is missing" in run(tmp_path, OUT + "Admin: FOLDER/a\n").output
+
+
+def test_a_port_in_use_may_be_the_daemons(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run(tmp_path, OUT + f"Listen: 127.0.0.1:{port}\nTempDirectory: {tmp_path}\nMaxConnections: 10\n")
+    assert done.exit_code == 0
+
+
+def test_a_certificate_is_read_with_its_key_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_certificate(tmp_path)
+    text = OUT + f"TLSCertificate: {made.certificate}\nTLSKey: {made.key}\nMaxConnections: 10\n"
+    text += f"TempDirectory: {tmp_path}\n"
+    assert run(tmp_path, text).exit_code == 0
+    since, _ = validity(made.certificate.read_text())
+    monkeypatch.setattr(machine, "validity", lambda _: (since, since + timedelta(seconds=1)))
+    done = run(tmp_path, text)
+    assert done.exit_code == 1
+    assert "conf:2: warning: the certificate has ended on " in done.output
+    (tmp_path / "other").mkdir()
+    other = make_certificate(tmp_path / "other")
+    made.key.write_bytes(other.key.read_bytes())
+    done = run(tmp_path, text)
+    assert done.exit_code == 2
+    assert "conf:2: error: TLSKey: " in done.output
+    assert "is not the key of" in done.output
+
+
+def test_who_is_not_root_is_told_what_could_not_be_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = tmp_path / "key"
+    key.touch()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    opened = os.open
+
+    def refuse(path: str, *arguments: int, **more: int) -> int:
+        if path == str(key):
+            raise PermissionError(13, "Permission denied", path)
+        return opened(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    text = OUT + f"User: root\nTLSCertificate: {key}\nTempDirectory: FOLDER/none\nMaxConnections: 10\n"
+    done = run(tmp_path, text)
+    assert done.exit_code == 0
+    assert done.output.replace(str(tmp_path), "FOLDER") == (
+        "FOLDER/conf:3: note: FOLDER/key is not for us to read; run clamsmtpctl check as root\n"
+        "FOLDER/conf:4: note: TempDirectory could not be judged with the rights of root; "
+        "run clamsmtpctl check as root\n"
+        "FOLDER/conf: good\n"
+    )
+
+
 def test_json_has_the_same(tmp_path: Path) -> None:
-    done = run(tmp_path, OUT + "Workers: x\n", "--json")
+    done = run(tmp_path, OUT + "Workers: x\nHeader: X: %q\n", "--json")
     assert done.exit_code == 2
     told = json.loads(done.output)
-    assert len(told["errors"]) == 1
-    assert told["warnings"] == []
+    assert told == {
+        "file": str(tmp_path / "conf"),
+        "errors": [{"line": 2, "text": 'Workers: "x" is no whole number; give one from 1 to 256, or automatic'}],
+        "warnings": [
+            {"line": 3, "text": "Header: %q is not known and stands for nothing; there are %i, %l, %d and %%"}
+        ],
+        "notes": [],
+    }
 
 
-def warned(text: str, facts: Facts, folder: Path) -> list[str]:
-    path = folder / "conf"
-    path.write_text(text)
-    judged = judge(str(path))
-    assert judged.settings is not None
-    return [found.text for found in findings(judged.settings, facts)]
-
-
-ROOMY = ClamdSettings(max_threads=64)
-
-
-@pytest.mark.parametrize(
-    ("text", "facts", "words"),
-    [
-        (OUT, Facts(ClamdSettings(max_file_size=1000, max_threads=64), next_hop_size=2000), "MaxFileSize"),
-        (OUT, Facts(ClamdSettings(max_scan_size=1000, max_threads=64), next_hop_size=2000), "MaxScanSize"),
-        (OUT, Facts(ClamdSettings(max_file_size=1000, max_threads=64, max_scan_size=0), next_hop_size=0), "any size"),
-        (
-            OUT + "ClamAddress: 127.0.0.1\n",
-            Facts(ClamdSettings(stream_max_length=1000, max_threads=64), next_hop_size=2000),
-            "StreamMaxLength",
-        ),
-        (OUT, Facts(ClamdSettings(max_threads=63)), "MaxThreads"),
-        (OUT, Facts(ClamdSettings(max_threads=64, max_queue=63)), "MaxQueue"),
-        (OUT, Facts(ClamdSettings(max_threads=64, tcp_port=3310)), "TCPAddr"),
-        (OUT + "ClamAddress: 192.0.2.1\n", Facts(ROOMY), "plain text"),
-        (OUT + "ClamAddress: scanner.example\n", Facts(ROOMY), "plain text"),
-        (OUT + "Admin: 0.0.0.0:9310\n", Facts(ROOMY), "nobody is asked for a password"),
-        (OUT, Facts(ROOMY, descriptors=255), "256 descriptors"),
-        ("OutAddress: 127.0.0.1:10025\n", Facts(ROOMY), "loop"),
-        ("OutAddress: localhost:10025\nListen: 127.0.0.1:10025\n", Facts(ROOMY), "loop"),
-        ("OutAddress: 192.0.2.7:10025\n", Facts(ROOMY, own_hosts=frozenset({"192.0.2.7"})), "loop"),
-        ("OutAddress: /run/s\nListen: /run/s\n", Facts(ROOMY), "loop"),
-    ],
-)
-def test_what_will_hurt_is_told_once(tmp_path: Path, text: str, facts: Facts, words: str) -> None:
-    (told,) = warned(text, facts, tmp_path)
-    assert words in told
-
-
-@pytest.mark.parametrize(
-    ("text", "facts"),
-    [
-        (OUT, Facts()),
-        (OUT, Facts(ClamdSettings(max_threads=64), next_hop_size=100 * 1024**2)),
-        (OUT, Facts(ClamdSettings(0, 0, 0, 64), next_hop_size=0)),
-        (OUT, Facts(ClamdSettings(stream_max_length=1000, max_threads=64), next_hop_size=2000)),
-        (OUT, Facts(ClamdSettings(max_threads=64, tcp_port=3310, tcp_address="127.0.0.1"))),
-        (OUT + "ClamAddress: 127.0.0.1\nAdmin: 9310\n", Facts(ROOMY, descriptors=256)),
-        (OUT + "ClamAddress: /a\nClamAddress: /b\n", Facts(ClamdSettings(max_threads=32))),
-        ("OutAddress: 192.0.2.7:10025\n", Facts(ROOMY)),
-        ("OutAddress: 10025\n", Facts(ROOMY)),
-        ("TransparentProxy: on\n", Facts(ROOMY)),
-        ("OutAddress: 127.0.0.1:10025\nListen: 192.0.2.1:10025\n", Facts(ROOMY)),
-    ],
-)
-def test_and_what_will_not_is_not(tmp_path: Path, text: str, facts: Facts) -> None:
-    assert warned(text, facts, tmp_path) == []
-
-
-def test_clamd_conf_is_read_as_clamd_reads_it() -> None:
-    text = "# MaxThreads 1\nMaxThreads 12\nStreamMaxLength 25M\nMaxFileSize 2g # comment\nmaxscansize 100k\n"
-    found = parse_clamd_conf(text + "TCPSocket 3310\nTCPAddr 127.0.0.1\nMaxQueue\nExample\n")
-    assert found == ClamdSettings(25 * 1024**2, 2 * 1024**3, 100 * 1024, 12, 100, 3310, "127.0.0.1")
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(max_size=300))
-def test_any_clamd_conf_and_any_file_can_be_judged_and_as_the_daemon_does(tmp_path: Path, text: str) -> None:
-    parse_clamd_conf(text)
-    path = tmp_path / "conf"
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    judged = judge(str(path))
-    if judged.settings is not None:
-        loaded = load(str(path))
-        assert judged.settings == loaded.settings
-        assert judged.warnings == loaded.warnings
-        return
-    with pytest.raises(ConfigError) as raised:
-        load(str(path))
-    assert str(raised.value) in judged.errors
+def test_a_path_like_a_place_in_a_file_is_a_path(tmp_path: Path) -> None:
+    folder = tmp_path / "x:7: y"
+    folder.mkdir()
+    assert json.loads(run(folder, OUT + "Workers: x\n", "--json").output)["errors"][0]["line"] == 2
