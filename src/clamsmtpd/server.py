@@ -281,7 +281,9 @@ class Server:
         await self._hooks.drain(end - loop.time())
         if self._setup.keeper is not None:
             self._setup.keeper.retire()
-            await asyncio.to_thread(self._setup.keeper.join)
+            # Where no thread can be had, to wait is not worth an end that looks like a failure.
+            with contextlib.suppress(RuntimeError):
+                await asyncio.to_thread(self._setup.keeper.join)
         self._poller.close()
         if self._reserve >= 0:
             os.close(self._reserve)

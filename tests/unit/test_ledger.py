@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from clamsmtpd.account import Account, Outcome, Tag
 from clamsmtpd.board import BOARD_SIZE, Board
 from clamsmtpd.clamd.course import Course
@@ -62,3 +64,18 @@ def test_a_dropped_virus_is_one() -> None:
     account.end(1.0, b"250 dropped\r\n", taken=None)
     Ledger(metrics.row(0)).close(account)
     assert metrics.messages(VERDICTS.index("infected"), OUTCOMES.index("dropped")) == 1
+
+
+@pytest.mark.parametrize("octet", [b"a", b"\xff", b"\0", "\u00fc".encode()])
+def test_an_account_that_strangers_have_filled_is_on_the_board_all_the_same(octet: bytes) -> None:
+    board = Board(memoryview(bytearray(BOARD_SIZE)), 1, 0)
+    path = 1000 * octet
+    account = Account(Tag("100ABC", "100ABC-1"), "192.0.2.1", "192.0.2.2", verdict=Infected("V" * 5000))
+    account.envelope = Envelope(path, (path,) * 100, path, path)
+    account.end(1.0, b"250 " + path + b"\r\n", taken=1)
+    Ledger(board=board).close(account)
+    (kept,) = [json.loads(note) for note in board.notes()]
+    assert kept["message"] == "100ABC-1"
+    assert kept["outcome"] == "delivered"
+    assert len(kept["recipients"]) == 10
+    assert kept["reply"].startswith("250 ")

@@ -17,9 +17,11 @@ import pytest
 
 from clamsmtpd import session
 from clamsmtpd.clamd.pool import Pool
+from clamsmtpd.commons import Commons
 from clamsmtpd.config import load
 from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.logjson import fields_of
+from clamsmtpd.metrics import OUTCOMES, VERDICTS
 from clamsmtpd.policy import Policy
 from clamsmtpd.poller import Poller
 from clamsmtpd.server import Server
@@ -822,3 +824,20 @@ def test_a_next_hop_that_cannot_be_watched_is_one_that_cannot_be_reached(
 
 def raises_no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_message_given_up_between_its_chunks_has_ended_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        share = Commons(1, 10, seen=True).share(0)
+        async with world(tmp_path, share=share) as here:
+            client = await here.client()
+            await client.envelope()
+            assert (await client.ask(b"BDAT 5\r\nabc")).startswith(b"250 ")
+            assert share.metrics.messages(VERDICTS.index("none"), OUTCOMES.index("abandoned")) == 0
+            assert await client.ask(b"RSET") == b"250 ok\r\n"
+            assert share.metrics.messages(VERDICTS.index("none"), OUTCOMES.index("abandoned")) == 1
+            (session,) = here.server._sessions
+            assert session.tag.message == ""
+        assert share.metrics.messages(VERDICTS.index("none"), OUTCOMES.index("abandoned")) == 1
+
+    run(main())

@@ -28,6 +28,7 @@ from clamsmtpd.metrics import (
     TURNED_AWAY,
     VERDICTS,
 )
+from clamsmtpd.smtp.events import Awaits
 
 __all__ = ["EXPOSED", "Exposed", "Exposition"]
 
@@ -68,7 +69,8 @@ def _failures(view: View) -> Iterator[Sample]:
 
 
 def _sessions_by_phase(view: View) -> Iterator[Sample]:
-    phases: dict[str, int] = {}
+    # All of them from the start on, as with messages.
+    phases = {phase.name.lower(): 0 for phase in Awaits}
     for worker in view.workers():
         for phase, count in worker.sessions.items():
             phases[phase] = phases.get(phase, 0) + count

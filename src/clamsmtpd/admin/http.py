@@ -43,7 +43,8 @@ class AdminServer:
         self._pages = pages
         self._listeners = listeners
         self._servers: list[asyncio.Server] = []
-        self._clients: set[asyncio.Task[None]] = set()
+        # In their order.
+        self._clients: dict[asyncio.Task[None], _Conversation] = {}
         self._starting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -72,12 +73,12 @@ class AdminServer:
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, private: bool) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - streams run this in a task
-        if len(self._clients) >= CLIENTS_MAX:
+        if len(self._clients) >= CLIENTS_MAX and not self._make_room():
             writer.close()
             return
-        self._clients.add(task)
+        conversation = self._clients[task] = _Conversation(self._pages, reader, writer, private=private)
         try:
-            await _Conversation(self._pages, reader, writer, private=private).run()
+            await conversation.run()
         except (OSError, TimeoutError):
             # Whoever was there has left, or sends nothing.
             pass
@@ -88,11 +89,23 @@ class AdminServer:
             _log.error("internal error: admin: %s", describe(error))
             _log.debug("traceback", exc_info=error)
         finally:
-            self._clients.discard(task)
+            self._clients.pop(task, None)
             writer.close()
             with contextlib.suppress(Exception):
                 if writer.transport.get_write_buffer_size():
                     writer.transport.abort()
+
+    def _make_room(self) -> bool:
+        """Give up the client that has been here longest without a question; tell whether there was one.
+
+        Whoever says nothing, or too slowly, could else keep out those who ask.
+        """
+        for task, conversation in self._clients.items():
+            if not conversation.answering:
+                del self._clients[task]
+                task.cancel()
+                return True
+        return False
 
 
 class _Conversation:
@@ -105,6 +118,8 @@ class _Conversation:
         self._reader = reader
         self._writer = writer
         self._private = private
+        #: Whether its answer is being found out.
+        self.answering = False
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_MAX)
 
     async def run(self) -> None:
@@ -121,7 +136,11 @@ class _Conversation:
                 return
             if request is None:
                 return
-            page = await self._answer(request)
+            self.answering = True
+            try:
+                page = await self._answer(request)
+            finally:
+                self.answering = False
             await self._send(page, head=request.method == b"HEAD", close=False)
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from clamsmtpd.admin.exposition import Exposition
 from clamsmtpd.admin.view import View
@@ -64,7 +65,7 @@ class Pages:
         if path == "/status":
             return _json(200, self._view.status())
         if path == "/messages" or path.startswith("/messages/"):
-            return self._messages(path.removeprefix("/messages").removeprefix("/"), private=private)
+            return self._messages(unquote(path.removeprefix("/messages").removeprefix("/")), private=private)
         if path == "/":
             lines = [f"{known}: {told}" for known, told in PATHS.items()]
             return Page(200, _TEXT, "\n".join([*lines, ""]).encode())

@@ -370,7 +370,9 @@ def _passes_some(settings: Settings) -> bool:
 
 def _message(sender: str, recipient: str, subject: str, body: bytes) -> bytes:
     fields = f"From: <{sender}>\r\nTo: <{recipient}>\r\nSubject: {subject}\r\nDate: {_date()}\r\n"
-    return fields.encode("utf-8") + f"Message-ID: <{secrets.token_hex(8)}@clamsmtpctl>\r\n\r\n".encode() + body
+    return (
+        fields.encode("utf-8", "replace") + f"Message-ID: <{secrets.token_hex(8)}@clamsmtpctl>\r\n\r\n".encode() + body
+    )
 
 
 def _date() -> str:
@@ -388,7 +390,8 @@ def _send(listen: Listen, sender: str, recipient: str, text: bytes) -> tuple[int
             if reply[0] // 100 != 2:  # noqa: PLR2004
                 return _shown(reply)
         return _shown(client.data(text))
-    except (ServerError, OSError, smtplib.SMTPException) as error:
+    except (ServerError, OSError, smtplib.SMTPException, ValueError) as error:
+        # ValueError: an address that smtplib does not send, with a line end or outside ASCII.
         return _shown(error.args[:2]) if isinstance(error, smtplib.SMTPResponseException) else (0, str(error))
     finally:
         client.leave()

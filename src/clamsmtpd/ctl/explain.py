@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -60,6 +61,8 @@ def explain(context: click.Context, identity: str, log: TextIO | None, *, as_jso
       journalctl -u clamsmtpd -o json | clamsmtpctl explain 100ABC --log -
       clamsmtpctl explain 100ABC --log /var/log/mail.log
     """
+    if not identity:
+        fail("give the id of a message", Status.USAGE)
     told = _in_log(identity, log) if log is not None else Told(_from_daemon(context, identity))
     if not told.accounts and not told.lines:
         fail(f"no message {identity} is known here", Status.FAILED)
@@ -87,7 +90,7 @@ def _from_daemon(context: click.Context, identity: str) -> list[dict[str, Any]]:
             Status.UNREACHABLE,
         )
     try:
-        status, told = ask(address, f"/messages/{quote(identity, safe='')}")
+        status, told = ask(address, f"/messages/{quote(os.fsencode(identity), safe='')}")
     except DaemonError as error:
         fail(str(error), Status.UNREACHABLE)
     if status == _NOT_FOUND:

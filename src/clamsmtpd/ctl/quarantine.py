@@ -110,7 +110,8 @@ def _ids(name: str) -> tuple[int, int]:
 
 def _find(index: Index, name: str) -> Entry:
     start = os.path.basename(name).removeprefix(PREFIX)
-    found = index.find(start) if start else []
+    # No id has anything else in it, and not all that a command line can hold is text to SQLite.
+    found = index.find(start) if start.isascii() and start.isalnum() else []
     if not found:
         fail(f"{name}: not in quarantine")
     if len(found) > 1:

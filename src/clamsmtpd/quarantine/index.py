@@ -305,17 +305,22 @@ class Index:
 
         A file without an entry gets one of what the file tells; an entry without its file is told to be gone. Files
         younger than ``settled`` seconds are left alone: their entries may be on their way. Nothing is opened here.
+
+        Where all may write, as in /tmp, the files of others are none of ours, whatever they are called: by its size
+        alone one would have the others expired, and we could not remove it.
         """
         files: dict[str, os.stat_result] = {}
         changed = 0
         with _faults():
+            shared = bool(os.stat(self._temp).st_mode & stat.S_IWOTH)
             with os.scandir(self._temp) as listing:
                 for found in listing:
                     match = _NAME.fullmatch(found.name)
                     if match is not None:
                         with contextlib.suppress(FileNotFoundError):
                             status = found.stat(follow_symlinks=False)
-                            if stat.S_ISREG(status.st_mode):
+                            ours = not shared or status.st_uid in (0, os.geteuid())
+                            if ours and stat.S_ISREG(status.st_mode):
                                 files[match[1]] = status
             known = {entry.id: entry.fate for entry in self.entries(None)}
             for identifier, status in files.items():
@@ -327,14 +332,17 @@ class Index:
                     )
                     changed += 1
             for identifier, fate in known.items():
-                if fate == "kept" and identifier not in files and not self._is_there(identifier):
+                if fate == "kept" and identifier not in files and not self._is_there(identifier, shared=shared):
                     self.end(identifier, "gone", now)
                     changed += 1
         return changed
 
-    def _is_there(self, identifier: str) -> bool:
+    def _is_there(self, identifier: str, *, shared: bool) -> bool:
         # A file may have come since the directory was read, and its entry before that was.
-        return os.path.lexists(os.path.join(self._temp, PREFIX + identifier))
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(os.path.join(self._temp, PREFIX + identifier))
+            return not shared or status.st_uid in (0, os.geteuid())
+        return False
 
 
 class _CorruptError(sqlite3.DatabaseError):

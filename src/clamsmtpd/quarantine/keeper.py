@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from clamsmtpd.quarantine.expiry import expire
-from clamsmtpd.quarantine.index import PREFIX, Culprit, Entry, Index, IndexFaultError, digest
+from clamsmtpd.quarantine.index import PREFIX, Culprit, Entry, Index, digest
 from clamsmtpd.values import Keep
 
 __all__ = ["Keeper"]
@@ -94,8 +94,14 @@ class Keeper:
 
     def _begin(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="quarantine", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="quarantine", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # The system has no room for another one (ulimit -u, TasksMax). The next entry tries again.
+                self._tell(str(error))
+                return
+            self._thread = thread
 
     def _run(self) -> None:
         index: Index | None = None
@@ -111,7 +117,7 @@ class Keeper:
             try:
                 index = index or Index(self._temp)
                 job(index)
-            except (IndexFaultError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next entry is another one
                 self._tell(str(error))
                 if index is not None:
                     index.close()

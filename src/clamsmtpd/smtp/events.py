@@ -99,6 +99,8 @@ class Inspect:
 class Answered:
     """The client has its reply about the whole message, or, in LMTP, the last of them: ``reply``.
 
+    It is empty for a message that the client has given up itself, between two chunks, and to which there is none.
+
     ``taken``: for how many recipients the next hop has taken it; None if the reply is ours, and no word of the next
     hop's about the message.
     """

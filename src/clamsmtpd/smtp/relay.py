@@ -1209,6 +1209,8 @@ class Relay:
         had_chunks = self._message is not None
         self._message = None
         self._discard()
+        if had_chunks:
+            self._effects.append(Answered(b""))
         return had_chunks
 
     def _forget_envelope(self) -> None:

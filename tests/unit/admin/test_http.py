@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from clamsmtpd.account import Account, Tag
 from clamsmtpd.admin import http
 from clamsmtpd.admin.http import AdminServer
 from clamsmtpd.admin.pages import Page, Pages
 from clamsmtpd.admin.view import View
 from clamsmtpd.commons import Commons
 from clamsmtpd.config import Settings, load
+from clamsmtpd.ledger import Ledger
 from clamsmtpd.listeners import listen
 from clamsmtpd.values import Listen, TcpAddress, UnixAddress
 from tests.support.process import free_port
@@ -115,6 +117,20 @@ def test_each_path_has_its_answer(tmp_path: Path, path: str, code: int, begin: b
     Stage(tmp_path, private=True).run(story)
 
 
+def test_a_message_is_found_by_an_id_that_a_path_cannot_hold_as_it_is(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, private=True)
+    account = Account(Tag("100ABC", "100ABC-1"))
+    account.end(1.0, b"250 queued as a/b%2b\r\n", taken=1)
+    Ledger(board=stage.board).close(account)
+
+    async def story(talk: Talk) -> None:
+        assert status(await talk(get("/messages/a%2Fb%252b"))) == 200
+        assert status(await talk(get("/messages/a%2Fb%252c"))) == 404
+        assert status(await talk(get("/messages/%FF"))) == 404
+
+    stage.run(story)
+
+
 def test_a_request_may_come_octet_by_octet_and_two_in_one_piece(tmp_path: Path) -> None:
     stage = Stage(tmp_path, private=True)
 
@@ -198,18 +214,44 @@ def test_what_is_wrong_is_told_and_one_look_serves_many(tmp_path: Path) -> None:
 def test_a_client_that_says_nothing_is_let_go_and_there_are_not_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "REQUEST_LIMIT", 0.3)
+    monkeypatch.setattr(http, "REQUEST_LIMIT", 2.0)
     stage = Stage(tmp_path, private=True)
 
     async def story(talk: Talk) -> None:
         silent = [await stage.connect() for _ in range(http.CLIENTS_MAX)]
         await asyncio.sleep(0.1)
-        # There is no room for another, until they are gone.
-        for reader, writer in (await stage.connect(), *silent):
+        # The first of them has to go for one that asks.
+        assert status(await talk(get("/healthz"))) == 200
+        reader, writer = silent.pop(0)
+        assert reader.at_eof() or await asyncio.wait_for(reader.read(), 0.1) == b""
+        writer.close()
+        for reader, writer in silent:
+            assert not reader.at_eof()
             assert await reader.read() == b""
             writer.close()
-        await asyncio.sleep(0.05)
-        assert status(await talk(get("/healthz"))) == 200
+
+    stage.run(story)
+
+
+def test_nobody_is_sent_away_whose_answer_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path, private=True)
+    go_on = asyncio.Event()
+    answer = stage.pages.answer
+
+    async def wait(path: str, **rest: object) -> Page:
+        await go_on.wait()
+        return await answer(path, private=bool(rest["private"]))
+
+    monkeypatch.setattr(stage.pages, "answer", wait)
+
+    async def story(talk: Talk) -> None:
+        asking = [asyncio.ensure_future(talk(get("/healthz"))) for _ in range(http.CLIENTS_MAX)]
+        await asyncio.sleep(0.1)
+        reader, writer = await stage.connect()
+        assert await reader.read() == b""
+        writer.close()
+        go_on.set()
+        assert [status(each) for each in await asyncio.gather(*asking)] == [200] * http.CLIENTS_MAX
 
     stage.run(story)
 

@@ -17,6 +17,7 @@ from clamsmtpd.ctl import examination
 from clamsmtpd.ctl.examination import State, examine
 from clamsmtpd.ctl.main import cli
 from clamsmtpd.ctl.mtas import MTAS, settings_for
+from clamsmtpd.ctl.nexthop import Client
 
 FILES = Path(__file__).resolve().parents[3] / "docs" / "howto" / "files"
 
@@ -127,3 +128,14 @@ def test_whatever_servers_say_each_step_is_a_finding(
     assert done.exit_code in {1, 3}
     assert "no message was sent, as the daemon does not answer" in done.output
     assert all(char.isprintable() or char == "\n" for char in done.output)
+
+
+@pytest.mark.parametrize("recipient", ["a\n@example.org", "ü@example.org", "\udcff@example.org"])
+def test_an_address_that_cannot_be_sent_is_a_failed_step(
+    recipient: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "conf"
+    path.write_text("OutAddress: 127.0.0.1:10026\n")
+    monkeypatch.setattr(Client, "begin", lambda _client: None)
+    (step,) = examination.try_mail(load(str(path)).settings, recipient, recipient)
+    assert step.state is State.FAILED

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +18,9 @@ from clamsmtpd.clamd.course import Course
 from clamsmtpd.ctl.explain import timeline
 from clamsmtpd.ctl.main import cli
 from clamsmtpd.values import Bounce, Clean, Defer, Deliver, Envelope, Infected, Unscanned
+
+# In its package, the command has the name of its module.
+explain = importlib.import_module("clamsmtpd.ctl.explain")
 
 
 def account(**changes: Any) -> dict[str, Any]:
@@ -174,3 +181,35 @@ def test_a_text_log_tells_what_its_lines_say() -> None:
 def test_an_account_from_another_version_is_told_as_far_as_it_goes(odd: dict[str, Any]) -> None:
     for line in [*timeline({**account(), **odd}), *timeline(odd)]:
         assert line.isprintable()
+
+
+def test_what_only_looks_like_ours_is_passed_over() -> None:
+    deep = '{"event": "message.ended", "message": "100ABC-2", "x": ' + "[" * 100_000 + "}"
+    odd = [event(since="soon"), event(since=1e300), event(recipients=7), event(recipients_count="many")]
+    done = CliRunner().invoke(cli, ["explain", "100ABC-2", "--log", "-"], input="\n".join([deep, *odd, event(), ""]))
+    assert done.exit_code == 0
+    assert "verdict: clean" in done.output
+
+
+def test_no_id_is_no_question_about_all_messages() -> None:
+    done = CliRunner().invoke(cli, ["explain", "", "--log", "-"], input=event() + "\n")
+    assert done.exit_code == 2
+    assert done.output == "clamsmtpctl: give the id of a message\n"
+
+
+@pytest.mark.parametrize("identity", ["a%2b", "<a/b+c@example.org>", "\udcff", "x" * 20])
+def test_any_id_comes_to_the_daemon_as_it_was_given(
+    identity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "conf"
+    path.write_text(f"OutAddress: 127.0.0.1:10026\nAdmin: {tmp_path}/admin\n")
+    asked: list[str] = []
+
+    def ask(_address: object, target: str) -> tuple[int, dict[str, Any]]:
+        asked.append(unquote(target.removeprefix("/messages/"), errors="surrogateescape"))
+        return 404, {}
+
+    monkeypatch.setattr(explain, "ask", ask)
+    done = CliRunner().invoke(cli, ["-f", str(path), "explain", identity])
+    assert done.exit_code == 1
+    assert asked == [identity]

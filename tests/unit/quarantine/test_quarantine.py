@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,26 @@ def test_healing_takes_files_in_and_misses_what_is_gone_and_follows_no_link(tmp_
     index.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_where_all_may_write_a_strangers_file_is_not_taken_in(tmp_path: Path) -> None:
+    kept(tmp_path)
+    kept(tmp_path, name="Strang")
+    os.chown(tmp_path / "virus.Strang", 65534, 65534)
+    index = Index(str(tmp_path))
+    # As /tmp is: by its size alone it would have the others expired.
+    tmp_path.chmod(0o1777)
+    index.heal(time.time())
+    assert [entry.id for entry in index.entries()] == ["AbCd01"]
+    # Here, who may write is for the directory's owner to say.
+    tmp_path.chmod(0o755)
+    index.heal(time.time())
+    assert [entry.id for entry in index.entries()] == ["AbCd01", "Strang"]
+    tmp_path.chmod(0o1777)
+    index.heal(time.time())
+    assert [entry.fate for entry in index.entries(None)] == ["kept", "gone"]
+    index.close()
+
+
 def test_the_oldest_go_first_by_age_and_by_size() -> None:
     entries = [Entry(str(at), float(at), size=10) for at in (3, 1, 2)]
     assert [entry.id for entry in choose(entries, Keep(octets=20), 4)] == ["1"]
@@ -160,6 +182,38 @@ def test_the_keeper_writes_down_what_it_is_told(tmp_path: Path) -> None:
     index.close()
 
 
+def test_a_keeper_without_a_thread_costs_entries_and_no_mail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    entry = kept(tmp_path)
+    keeper = Keeper(str(tmp_path), Keep(seconds=1), tends=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        keeper.start()
+        keeper.record(str(tmp_path / entry.name), entry)
+        keeper.retire()
+        keeper.join()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the quarantine's files are kept, but not all of them are written down: can't start new thread"
+    ]
+
+
+def test_an_entry_that_cannot_be_written_down_does_not_cost_the_next(tmp_path: Path) -> None:
+    entry = kept(tmp_path)
+    keeper = Keeper(str(tmp_path))
+    # A character that SQLite does not have.
+    keeper.record(str(tmp_path / entry.name), replace(entry, virus="\udcff"))
+    keeper.record(str(tmp_path / entry.name), entry)
+    keeper.retire()
+    keeper.join()
+    index = Index(str(tmp_path))
+    assert [entry.virus for entry in index.entries()] == ["Eicar"]
+    index.close()
+
+
 def test_the_commands(tmp_path: Path) -> None:
     entry = kept(tmp_path)
     index = Index(str(tmp_path))
@@ -187,3 +241,14 @@ def test_the_commands(tmp_path: Path) -> None:
         assert not (tmp_path / entry.name).exists()
         assert "deleted" in run("show", "Ab")
         run("release", "Zz", status=1)
+
+
+@pytest.mark.parametrize("name", ["", "%", "\udcff", "virus.", "../x", "A" * 9000])
+@pytest.mark.parametrize("command", ["show", "release", "delete", "export"])
+def test_a_name_that_none_can_have_is_in_no_quarantine(tmp_path: Path, command: str, name: str) -> None:
+    kept(tmp_path)
+    path = tmp_path / "conf"
+    path.write_text(f"OutAddress: 127.0.0.1:1\nTempDirectory: {tmp_path}\n")
+    done = CliRunner().invoke(cli, ["-f", str(path), "quarantine", command, name])
+    assert done.exit_code == 1
+    assert done.output.endswith(": not in quarantine\n")
