@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -43,6 +44,14 @@ def sink() -> Iterator[Sink]:
     """A next hop that accepts all mail and records it."""
     with Sink() as listening:
         yield listening
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users get to, whatever becomes of those around ``tmp_path`` meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="clamsmtpd-open-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
 @pytest.fixture

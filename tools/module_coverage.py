@@ -28,6 +28,8 @@ MODULES = [
     "ctl.clamdconf",
     "ctl.findings",
     "ctl.logfile",
+    "ctl.mta_settings",
+    "ctl.rights",
     "clamd.allowance",
     "clamd.limit",
     "clamd.load",

@@ -198,7 +198,7 @@ def verdict_name(verdict: Verdict | None) -> str | None:
             return "unscanned"
         case Oversize():
             return "oversize"
-        case None:
+        case _:
             return None
 
 
@@ -212,7 +212,7 @@ def _decision_name(decision: Decision | None) -> str | None:
             return "bounce"
         case Defer():
             return "defer"
-        case None:
+        case _:
             return None
 
 

@@ -49,7 +49,12 @@ class DatagramHandler(logging.Handler):
                 self._lost += 1
                 return
             self._lost = 0
-        if not self._send(self.encode(self.format(record), record)):
+        try:
+            data = self.encode(self.format(record), record)
+        except Exception:  # noqa: BLE001 - as in the handlers of logging: no line is worth what is being done
+            self.handleError(record)
+            return
+        if not self._send(data):
             self._lost += 1
 
     def _send(self, data: bytes) -> bool:

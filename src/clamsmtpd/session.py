@@ -627,7 +627,12 @@ class Session:
             return
         self._account = None
         account.end(self._loop.time(), reply, taken=taken)
-        self._host.ledger.close(account)
+        try:
+            self._host.ledger.close(account)
+        except Exception as error:  # noqa: BLE001 - the client has its reply, or is about to: that must not be cut off
+            count_failure(self._host.row, Failure.INTERNAL)
+            _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
+            _log.debug("%s: traceback", self.tag, exc_info=error)
 
     def _answered(self, effect: Answered) -> None:
         self._close_account(effect.reply, effect.taken)

@@ -1,126 +1,181 @@
-"""The numbers, the alerts and the dashboard, held against a real Prometheus that scrapes a running daemon."""
+"""The daemon in a real Prometheus, with the alerts and the dashboard that we offer."""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import re
 import smtplib
-import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clamsmtpd.values import TcpAddress
+from clamsmtpd.admin.exposition import EXPOSED
 from tests.support.clamd import EICAR, Clamd
 from tests.support.daemon import Daemon
-from tests.support.process import free_port, wait_until
-from tests.support.prometheus import PROMTOOL, Prometheus
+from tests.support.process import ProgramError, free_port, wait_until
+from tests.support.prometheus import Prometheus, promtool
 from tests.support.sink import Sink
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.integration
 
-PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
+PACKAGING = Path(__file__).parents[2] / "packaging"
 ALERTS = PACKAGING / "prometheus" / "alerts.yml"
 DASHBOARD = PACKAGING / "grafana" / "clamsmtpd.json"
 
-_NAME = re.compile(r"\bclamsmtpd_[a-z_]+")
+#: A metric in an expression, with its labels as far as they are asked for.
+SELECTOR = re.compile(r"\b(?:clamsmtpd_\w+|up)\b(?:\{[^}]*\})?")
+
+
+#: Known by its name alone: see missing().
+SIGNATURES = "clamsmtpd_scanner_signatures_timestamp_seconds"
+
+
+class Watched:
+    """A daemon of two workers, and a Prometheus that asks it."""
+
+    def __init__(self, folder: Path, clamd: Clamd, hop: Sink) -> None:
+        self.admin = free_port()
+        self.daemon = Daemon(
+            f"OutAddress: {hop.address}",
+            f"ClamAddress: {clamd.unix}",
+            f"Admin: 127.0.0.1:{self.admin}",
+            "Workers: 2",
+            level=3,
+        )
+        try:
+            self.prometheus = Prometheus(folder, self.admin, ALERTS)
+        except BaseException:
+            self.daemon.stop()
+            raise
+
+    def send(self, text: bytes) -> None:
+        with smtplib.SMTP(self.daemon.host, self.daemon.port, timeout=30) as client:
+            client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\n" + text + b"\r\n")
+
+    def stop(self) -> None:
+        try:
+            self.prometheus.stop()
+        finally:
+            self.daemon.stop()
 
 
 @pytest.fixture(scope="module")
-def scraped() -> Iterator[tuple[Daemon, Prometheus, str]]:
-    """A daemon of two workers that has had seven messages, a Prometheus that scrapes it, and one exposition."""
-    place = TcpAddress("127.0.0.1", free_port())
-    with (
-        Clamd() as clamd,
-        Sink() as hop,
-        Daemon(
-            f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "Workers: 2", f"Admin: {place}", level=3
-        ) as daemon,
-        Prometheus(place, ALERTS) as prometheus,
-    ):
-        for number in range(6):
-            send(daemon, b"Subject: %d\r\n\r\nclean\r\n" % number)
-        send(daemon, b"Subject: x\r\n\r\n" + EICAR + b"\r\n")
-        with urllib.request.urlopen(f"http://{place}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-        yield daemon, prometheus, text
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    with Clamd() as clamd, Sink() as hop:
+        running = Watched(tmp_path_factory.mktemp("prometheus"), clamd, hop)
+        try:
+            yield running
+        finally:
+            running.stop()
 
 
-def send(daemon: Daemon, text: bytes) -> None:
-    with smtplib.SMTP(daemon.host, daemon.port, timeout=30) as client:
-        client.sendmail("a@example.org", ["b@example.org"], text)
-
-
-def promtool(*words: str | Path, given: str = "", folder: Path = ALERTS.parent) -> str:
-    done = subprocess.run(
-        [PROMTOOL, *words], input=given, cwd=folder, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def test_what_is_told_arrives_as_it_happened(scraped: tuple[Daemon, Prometheus, str]) -> None:
-    _, prometheus, _ = scraped
-    wait_until(lambda: prometheus.value('up{job="clamsmtpd"}') == 1, "the daemon to be scraped")
-    clean = 'clamsmtpd_messages_total{verdict="clean", outcome="delivered"}'
-    wait_until(lambda: prometheus.value(clean) == 6, "six clean messages")
-    infected = 'clamsmtpd_messages_total{verdict="infected", outcome="dropped"}'
-    wait_until(lambda: prometheus.value(infected) == 1, "one infected message")
-    wait_until(lambda: prometheus.value("clamsmtpd_scan_seconds_count") == 7, "seven scans")
-    wait_until(lambda: prometheus.value("clamsmtpd_workers") == 2, "two workers")
-    wait_until(lambda: prometheus.value("clamsmtpd_scanner_up") == 1, "a scanner that is up")
-    wait_until(
-        lambda: (prometheus.value("histogram_quantile(0.5, clamsmtpd_next_hop_seconds_bucket)") or 0) > 0, "a latency"
-    )
-
-
-def test_the_alerts_are_loaded_and_none_fires_without_a_reason(scraped: tuple[Daemon, Prometheus, str]) -> None:
-    _, prometheus, _ = scraped
-
-    def evaluated() -> bool:
-        rules = prometheus.ask("rules")["groups"][0]["rules"]
-        return all(rule["health"] == "ok" for rule in rules)
-
-    wait_until(evaluated, "all alerts to be evaluated")
-    (group,) = prometheus.ask("rules")["groups"]
-    assert len(group["rules"]) == ALERTS.read_text().count("- alert:")
-    assert prometheus.ask("alerts")["alerts"] == []
-
-
-def test_the_alerts_are_good_and_fire_when_they_should() -> None:
-    assert "SUCCESS" in promtool("check", "rules", ALERTS)
-    assert "SUCCESS" in promtool("test", "rules", "alerts.test.yml")
-
-
-def test_the_exposition_is_what_promtool_calls_good(scraped: tuple[Daemon, Prometheus, str]) -> None:
-    assert promtool("check", "metrics", given=scraped[2]) == ""
-
-
-def names_told(text: str) -> set[str]:
-    """Return the names in an exposition."""
-    return {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
-
-
-@pytest.mark.parametrize(
-    "file", [ALERTS, PACKAGING / "prometheus" / "alerts.test.yml", DASHBOARD], ids=lambda f: f.name
-)
-def test_each_number_that_they_speak_of_is_told(scraped: tuple[Daemon, Prometheus, str], file: Path) -> None:
-    spoken = set(_NAME.findall(file.read_text()))
-    assert spoken
-    # Without a date of its own signatures, as here, clamd tells none.
-    assert spoken - names_told(scraped[2]) <= {"clamsmtpd_scanner_signatures_timestamp_seconds"}
-
-
-def test_each_expression_of_the_dashboard_is_one_to_prometheus(scraped: tuple[Daemon, Prometheus, str]) -> None:
-    _, prometheus, _ = scraped
+def dashboard_expressions() -> list[str]:
+    """Return the dashboard's expressions, with its variables as they are when it is opened."""
     dashboard = json.loads(DASHBOARD.read_text())
-    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    assert len(expressions) > 15
+    targets = [target for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    expressions = [item["expr"] for item in [*targets, *dashboard["annotations"]["list"]]]
+    values = {"$job": ".*", "$instance": ".*", "$__rate_interval": "1m"}
+    for variable, value in values.items():
+        expressions = [expression.replace(variable, value) for expression in expressions]
+    assert not [expression for expression in expressions if "$" in expression]
+    return expressions
+
+
+def rules(prometheus: Prometheus) -> list[dict[str, Any]]:
+    return [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+
+
+def missing(prometheus: Prometheus, expressions: list[str]) -> set[str]:
+    """Return what the expressions ask for and the daemon does not tell, metrics and values of labels."""
+    selectors = {selector for expression in expressions for selector in SELECTOR.findall(expression)}
+    # The private clamd's few signatures have no date.
+    named = {selector for selector in selectors if selector.partition("{")[0] == SIGNATURES}
+    return {selector for selector in selectors - named if not prometheus.vector(selector)}
+
+
+def all_told(prometheus: Prometheus, expressions: list[str]) -> None:
+    with contextlib.suppress(ProgramError):
+        wait_until(lambda: not missing(prometheus, expressions), "each number that is asked for")
+    assert missing(prometheus, expressions) == set()
+
+
+def test_prometheus_counts_what_was_sent(watched: Watched) -> None:
+    watched.prometheus.wait_for('up{job="clamsmtpd"}', 1)
+    watched.prometheus.wait_for("sum(clamsmtpd_messages_total)", 0)
+    for _ in range(5):
+        watched.send(b"At noon?")
+    watched.send(EICAR)
+    watched.prometheus.wait_for('clamsmtpd_messages_total{verdict="clean", outcome="delivered"}', 5)
+    watched.prometheus.wait_for('clamsmtpd_messages_total{verdict="infected", outcome="dropped"}', 1)
+    watched.prometheus.wait_for("sum(clamsmtpd_messages_total)", 6)
+    watched.prometheus.wait_for("clamsmtpd_scan_seconds_count", 6)
+    watched.prometheus.wait_for("count(clamsmtpd_worker_memory_bytes > 1e6)", 2)
+    watched.prometheus.wait_for("clamsmtpd_scanner_up", 1)
+
+
+def test_prometheus_loads_the_alerts_and_finds_each_number_that_they_ask_for(watched: Watched) -> None:
+    prometheus = watched.prometheus
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules(prometheus)), "each rule to be evaluated")
+    loaded = rules(prometheus)
+    assert len(loaded) == ALERTS.read_text().count("- alert: ") > 0
+    assert [(rule["name"], rule.get("lastError")) for rule in loaded if rule["health"] != "ok"] == []
+    all_told(prometheus, [rule["query"] for rule in loaded])
+    assert not [name for name in ("level=error", "level=warn") if name in prometheus.log()]
+
+
+@pytest.mark.parametrize("alert", re.findall(r"- alert: (\w+)", ALERTS.read_text()))
+def test_each_alert_says_what_to_do(watched: Watched, alert: str) -> None:
+    (rule,) = [rule for rule in rules(watched.prometheus) if rule["name"] == alert]
+    assert rule["labels"]["severity"] in {"critical", "warning"}
+    assert "{{ $labels.instance }}" in rule["annotations"]["summary"]
+    assert re.search(r"`(clamsmtpctl|journalctl|systemctl) ", rule["annotations"]["description"])
+
+
+def test_the_dashboard_asks_for_nothing_that_is_not_told(watched: Watched) -> None:
+    expressions = dashboard_expressions()
+    assert len(expressions) > 20
     for expression in expressions:
-        prometheus.value(expression.replace("$__rate_interval", "5s").replace("$instance", ".*"))
+        watched.prometheus.vector(expression)
+    # Phases are those of connections that are open.
+    with smtplib.SMTP(watched.daemon.host, watched.daemon.port, timeout=30):
+        all_told(watched.prometheus, expressions)
+
+
+def test_the_dashboard_shows_all_that_is_told() -> None:
+    text = " ".join(dashboard_expressions())
+    suffixes = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
+    names = [exposed.name + suffixes[exposed.kind] for exposed in EXPOSED]
+    assert SIGNATURES in names
+    assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_the_dashboard_asks_for_its_data_source() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
+    assert [item["name"] for item in dashboard["templating"]["list"]] == ["datasource", "job", "instance"]
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
-    for panel in dashboard["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
+
+
+def test_promtool_has_nothing_against_the_rules_and_settings(watched: Watched) -> None:
+    for arguments in (
+        ("check", "rules", str(ALERTS)),
+        ("test", "rules", str(ALERTS.with_name("alerts.test.yml"))),
+        ("check", "config", str(watched.prometheus.configuration)),
+    ):
+        done = promtool(*arguments)
+        assert (done.returncode, "SUCCESS" in done.stdout) == (0, True), done.stdout
+
+
+def test_promtool_has_nothing_against_the_numbers(watched: Watched) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", watched.admin, timeout=20)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read()
+    connection.close()
+    assert b"clamsmtpd_messages_total" in text
+    done = promtool("check", "metrics", given=text)
+    assert (done.returncode, done.stdout) == (0, "")

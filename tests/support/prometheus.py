@@ -1,76 +1,106 @@
-"""A Prometheus of our own, unpacked beside the system: it scrapes what it is told to, each second."""
+"""A Prometheus of our own, unpacked beside the system, and its promtool."""
 
 from __future__ import annotations
 
+import http.client
 import json
-import shutil
-import tempfile
-import urllib.parse
-import urllib.request
+import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlencode
 
-from clamsmtpd.values import TcpAddress
-from tests.support.process import Program, accepts, free_port
+from tests.support.process import Program, free_port, wait_until
 from tests.support.unpacked import UNPACKED
 
-__all__ = ["PROMTOOL", "Prometheus"]
+__all__ = ["Prometheus", "promtool"]
 
-_PROGRAM = UNPACKED / "usr" / "bin" / "prometheus"
-PROMTOOL = UNPACKED / "usr" / "bin" / "promtool"
+_PROGRAMS = UNPACKED / "usr" / "bin"
 
 _CONFIGURATION = """
-global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+global:
+  scrape_interval: 1s
+  evaluation_interval: 1s
 rule_files: [{rules}]
 scrape_configs:
   - job_name: clamsmtpd
-    static_configs: [{{targets: ["{target}"]}}]
+    static_configs: [{{targets: ["127.0.0.1:{target}"]}}]
 """
 
 
-class Prometheus:
-    """A running Prometheus that scrapes ``target`` and evaluates the alerts in the file ``rules``."""
+def promtool(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """Run promtool, whose standard input is ``given``; its output is in ``stdout``, errors and all."""
+    return subprocess.run(
+        [_PROGRAMS / "promtool", *arguments],
+        input=given.decode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
-    def __init__(self, target: TcpAddress, rules: Path) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="clamsmtpd-prometheus-"))
-        self.address = TcpAddress("127.0.0.1", free_port())
-        self.configuration = self.folder / "prometheus.yml"
-        self.configuration.write_text(_CONFIGURATION.format(rules=rules, target=target))
+
+class Prometheus:
+    """A running Prometheus that asks the port ``target``, as job clamsmtpd, once a second, and minds ``rules``."""
+
+    def __init__(self, folder: Path, target: int, rules: Path) -> None:
+        self.port = free_port()
+        self.configuration = folder / "prometheus.yml"
+        self.configuration.write_text(_CONFIGURATION.format(target=target, rules=rules))
         self._program = Program(
             [
-                str(_PROGRAM),
+                str(_PROGRAMS / "prometheus"),
                 f"--config.file={self.configuration}",
-                f"--storage.tsdb.path={self.folder / 'data'}",
-                f"--web.listen-address={self.address}",
+                f"--storage.tsdb.path={folder / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{self.port}",
             ],
-            output=self.folder / "log",
+            output=folder / "prometheus.log",
         )
         try:
-            self._program.wait_until(lambda: accepts(("127.0.0.1", self.address.port)), "Prometheus to listen")
+            self._program.wait_until(lambda: self._get("/-/ready")[0] == http.HTTPStatus.OK, "Prometheus to be ready")
         except BaseException:
             self.stop()
             raise
 
-    def ask(self, path: str, **parameters: str) -> Any:
-        """Return the data of an answer of its HTTP API."""
-        query = urllib.parse.urlencode(parameters)
-        with urllib.request.urlopen(f"http://{self.address}/api/v1/{path}?{query}", timeout=10) as answer:
-            told = json.load(answer)
-        assert told["status"] == "success"
+    def _get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except ConnectionRefusedError:
+            return 0, b""
+        finally:
+            connection.close()
+
+    def ask(self, path: str, **query: str) -> Any:
+        """Return the ``data`` of an answer of its HTTP API."""
+        _, text = self._get(f"/api/v1/{path}?{urlencode(query)}")
+        told = json.loads(text)
+        assert told["status"] == "success", (query, told)
         return told["data"]
 
-    def value(self, expression: str) -> float | None:
-        """Return the value of an expression that has one now; None if it has none."""
-        found = self.ask("query", query=expression)["result"]
-        return float(found[0]["value"][1]) if found else None
+    def vector(self, expression: str) -> list[dict[str, Any]]:
+        """Return what an expression is now: a list of samples, each with ``metric`` and ``value``."""
+        result: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
+        return result
+
+    def wait_for(self, expression: str, value: float, *, seconds: float = 20) -> None:
+        """Return as soon as an expression has one sample of this value."""
+
+        def holds() -> bool:
+            return [float(sample["value"][1]) for sample in self.vector(expression)] == [value]
+
+        wait_until(holds, f"{expression} to be {value:g}", seconds=seconds)
+
+    def log(self) -> str:
+        """Return all that it has written."""
+        return self._program.text()
 
     def stop(self) -> None:
-        """End it and remove its folder."""
-        try:
-            self._program.stop()
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """End it."""
+        self._program.stop()
 
     def __enter__(self) -> Self:
         return self

@@ -56,6 +56,13 @@ def test_the_reply_and_whose_it_was_say_what_became_of_the_message(
     assert account.reply == reply.removesuffix(b"\r\n")
 
 
+def test_as_text_it_says_how_it_ended() -> None:
+    account = Account(TAG)
+    account.end(1.0, b"250 ok\r\n", taken=1)
+    assert str(account) == "100ABC-2 delivered, 250 ok"
+    assert str(Account(TAG)) == "100ABC-2 , no reply"
+
+
 def test_a_new_one_knows_nothing() -> None:
     told = Account(TAG).as_dict()
     assert told["message"] == "100ABC-2"

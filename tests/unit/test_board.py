@@ -55,6 +55,15 @@ def test_what_is_too_long_is_left_out() -> None:
     assert [len(note) for note in board.notes()] == [ENTRY_SIZE - 16]
 
 
+def test_a_message_that_is_being_written_is_passed_over() -> None:
+    (board,), memory = boards(1)
+    board.note(b"first")
+    board.note(b"second")
+    start = BULLETIN_SIZE + 8
+    memory[start] += 1
+    assert list(board.notes()) == [b"second"]
+
+
 def test_a_text_that_is_being_written_is_none() -> None:
     (board,), memory = boards(1)
     board.post(b"whole")

@@ -417,3 +417,10 @@ def test_an_error_is_described_in_the_systems_words() -> None:
     assert describe(OSError(28, "No space left on device", "/spool")) == "No space left on device"
     assert describe(ValueError("bad name")) == "bad name"
     assert describe(ValueError()) == "ValueError"
+
+
+def test_a_line_that_cannot_be_made_costs_nobody_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    handler = SyslogHandler(str(tmp_path / "log"))
+    handler.handle(logging.LogRecord("clamsmtpd", logging.INFO, "", 0, "%d", ("no number",), None))
+    handler.close()

@@ -19,6 +19,7 @@ from clamsmtpd import session
 from clamsmtpd.clamd.pool import Pool
 from clamsmtpd.commons import Commons
 from clamsmtpd.config import load
+from clamsmtpd.ledger import Ledger
 from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.logjson import fields_of
 from clamsmtpd.metrics import OUTCOMES, VERDICTS
@@ -839,5 +840,21 @@ def test_a_message_given_up_between_its_chunks_has_ended_there(tmp_path: Path) -
             (session,) = here.server._sessions
             assert session.tag.message == ""
         assert share.metrics.messages(VERDICTS.index("none"), OUTCOMES.index("abandoned")) == 1
+
+    run(main())
+
+
+def test_an_account_that_cannot_be_closed_costs_no_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Ledger, "close", fail)
+
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            client = await here.client()
+            await client.envelope()
+            assert await client.message() == b"250 queued\r\n"
+            assert await client.ask(b"QUIT") == b"221 bye\r\n"
 
     run(main())

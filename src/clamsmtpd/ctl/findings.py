@@ -13,7 +13,7 @@ from clamsmtpd.ctl.clamdconf import ClamdSettings
 from clamsmtpd.privileges import PER_SESSION, RESERVE
 from clamsmtpd.values import Address, TcpAddress, UnixAddress
 
-__all__ = ["CertificateTimes", "Facts", "Finding", "Level", "findings", "is_here"]
+__all__ = ["CertificateTimes", "Facts", "Finding", "Level", "findings", "is_here", "is_private"]
 
 #: A certificate that ends within this time should have been renewed: most are renewed a month before their end.
 RENEWED_BEFORE = timedelta(days=7)
@@ -190,7 +190,7 @@ def _exposed(settings: Settings, facts: Facts) -> Iterator[Finding]:
                 f"with one word (SHUTDOWN); give TCPAddr 127.0.0.1 in {facts.clamd_conf}, or LocalSocket in place of "
                 "TCPSocket",
             )
-    if settings.admin is not None and not _is_private(settings.admin.address):
+    if settings.admin is not None and not is_private(settings.admin.address):
         yield Finding(
             "admin",
             f"Admin is at {settings.admin.address}, where nobody is asked for a password; give the path of a unix "
@@ -251,7 +251,7 @@ def is_here(address: Address, facts: Facts) -> bool:
     )
 
 
-def _is_private(address: Address) -> bool:
+def is_private(address: Address) -> bool:
     """Whether nobody but this host can reach an address to listen on."""
     return isinstance(address, UnixAddress) or (address.host is not None and _is_loopback(address.host))
 

@@ -16,11 +16,11 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from clamsmtpd.config import Settings
+from clamsmtpd.ctl.asking import ServerError, greet
 from clamsmtpd.ctl.asuser import as_user
 from clamsmtpd.ctl.certificate import validity
 from clamsmtpd.ctl.clamdconf import parse_clamd_conf
 from clamsmtpd.ctl.findings import CertificateTimes, Facts, Finding, Level, is_here
-from clamsmtpd.ctl.nexthop import ServerError, greet
 from clamsmtpd.listeners import find_owner
 from clamsmtpd.log import describe
 from clamsmtpd.privileges import look_up
@@ -29,7 +29,7 @@ from clamsmtpd.tempdirectory import check_temp_directory
 from clamsmtpd.tls import Certificate, client_context
 from clamsmtpd.values import Listen, NextHop, StartError, TcpAddress
 
-__all__ = ["CLAMD_CONF", "facts_for", "place_check", "start"]
+__all__ = ["CLAMD_CONF", "begin", "facts_for", "place_check", "start"]
 
 #: Where clamd's settings are, if nobody says anything else.
 CLAMD_CONF = "/etc/clamav/clamd.conf"
@@ -164,9 +164,9 @@ def facts_for(settings: Settings, clamd_conf: str | None, *, offline: bool) -> F
     """Find out what findings need, in a few seconds; ``clamd_conf`` None: where it usually is."""
     deadline = time.monotonic() + ASK_LIMIT
     # Both at once; and in threads of their own, as a resolver takes as long as it likes.
-    addresses = _begin(lambda: {host: _resolve(host, offline=offline) for host in _hosts(settings)})
+    addresses = begin(lambda: {host: _resolve(host, offline=offline) for host in _hosts(settings)})
     hop = settings.out_address
-    answer = _begin(functools.partial(_ask, hop)) if hop is not None and not offline else None
+    answer = begin(functools.partial(_ask, hop)) if hop is not None and not offline else None
     found = addresses(deadline) or {}
     # That a name is not known in time says nothing of the next hop, and that is asked by its name, too.
     size, fault = (None, "") if answer is None else answer(deadline) or (None, "no answer in time")
@@ -182,7 +182,7 @@ def facts_for(settings: Settings, clamd_conf: str | None, *, offline: bool) -> F
     return _with_clamd(settings, facts, named=clamd_conf is not None)
 
 
-def _begin(work: Callable[[], _Answer]) -> Callable[[float], _Answer | None]:
+def begin(work: Callable[[], _Answer]) -> Callable[[float], _Answer | None]:
     """Begin to find something out; return what waits for it until a time, and gives None if it has not come."""
     answers: list[_Answer] = []
     thread = threading.Thread(target=lambda: answers.append(work()), daemon=True)

@@ -85,6 +85,13 @@ def _become_owner(settings: Settings) -> None:
     try:
         owner = os.lstat(os.path.join(settings.temp_directory, DIRECTORY))
         uid, gid = owner.st_uid, owner.st_gid
+        if settings.user is not None and uid not in (0, _ids(settings.user)[0]):
+            # In /tmp anybody can have made it, and would have us show and release what he likes.
+            fail(
+                f"{os.path.join(settings.temp_directory, DIRECTORY)} belongs to user {uid}, and not to "
+                f"{settings.user} (User); remove it",
+                Status.UNREACHABLE,
+            )
     except FileNotFoundError:
         # Whom a service manager runs it as is not in the settings, but has a directory of that user's.
         owner = os.stat(settings.temp_directory)
@@ -307,10 +314,13 @@ def release_(
         except StartError as error:
             fail(str(error), Status.USAGE)
         results: list[dict[str, Any]] = []
-        for entry in [_find_kept(index, name) for name in names]:
-            recipients = tuple(os.fsencode(one) for one in to) or entry.recipients or ()
-            if not recipients:
+        entries = [_find_kept(index, name) for name in names]
+        for entry in entries:
+            # Before the first is released, of which else nobody would hear.
+            if not to and not entry.recipients:
                 fail(f"{entry.id}: nobody wrote down whom it was for; give --to", Status.USAGE)
+        for entry in entries:
+            recipients = tuple(os.fsencode(one) for one in to) or entry.recipients or ()
             origin = os.fsencode(sender) if sender is not None else entry.sender or b""
             if dry_run:
                 planned = [{"recipient": _octets(one), "state": "planned"} for one in recipients]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import Any
 
 import click
@@ -11,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from clamsmtpd.ctl.daemon import admin_address, ask_or_fail
-from clamsmtpd.ctl.output import console, json_option, print_json, shown
+from clamsmtpd.ctl.daemon import DaemonError, admin_address, ask, ask_or_fail
+from clamsmtpd.ctl.output import Status, console, fail, json_option, print_json, shown
 from clamsmtpd.metrics import OUTCOMES, VERDICTS
 
 __all__ = ["top"]
@@ -40,6 +41,8 @@ def top(context: click.Context, interval: float, *, once: bool, as_json: bool) -
     """
     address = admin_address(context)
     status = ask_or_fail(address, "/status")
+    if "totals" not in status:
+        fail(f"what answers at {address} (Admin) is not clamsmtpd; see who listens there", Status.UNREACHABLE)
     if as_json:
         print_json(status)
         return
@@ -50,10 +53,15 @@ def top(context: click.Context, interval: float, *, once: bool, as_json: bool) -
         with Live(screen(status, None), console=console(), screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
-                before, status = status, ask_or_fail(address, "/status")
+                before, (code, status) = status, ask(address, "/status")
+                if code != HTTPStatus.OK:
+                    raise DaemonError(f"the daemon answers {code}")
                 live.update(screen(status, before), refresh=True)
     except KeyboardInterrupt:
         pass
+    except DaemonError as error:
+        # Behind the screen, with which it would vanish.
+        fail(str(error), Status.UNREACHABLE)
 
 
 def screen(status: dict[str, Any], before: dict[str, Any] | None) -> RenderableType:

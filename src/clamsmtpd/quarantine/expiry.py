@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from clamsmtpd.quarantine.index import Entry, Index
 from clamsmtpd.values import Keep
@@ -34,9 +34,16 @@ def remove(index: Index, temp_directory: str, entry: Entry, fate: str, now: floa
     index.end(entry.id, fate, now)
 
 
-def expire(index: Index, temp_directory: str, keep: Keep, now: float) -> list[Entry]:
-    """Remove what is to go, and return it. Raises OSError, IndexFaultError."""
-    chosen = choose(index.entries(), keep, now)
-    for entry in chosen:
-        remove(index, temp_directory, entry, "expired", now)
-    return chosen
+def expire(index: Index, temp_directory: str, keep: Keep, now: float) -> Iterator[Entry]:
+    """Remove what is to go, and yield each when it has gone. Raises IndexFaultError, and at the end OSError."""
+    trouble: OSError | None = None
+    for entry in choose(index.entries(), keep, now):
+        try:
+            remove(index, temp_directory, entry, "expired", now)
+        except OSError as error:
+            # One that we may not remove, as when root put it there, must not keep all others.
+            trouble = error
+        else:
+            yield entry
+    if trouble is not None:
+        raise trouble

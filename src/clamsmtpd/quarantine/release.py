@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clamsmtpd.quarantine.index import Entry, Index, Release, open_kept
-from clamsmtpd.smtp.body import Stuffing
+from clamsmtpd.smtp.body import EndOfData, Stuffing
 from clamsmtpd.values import NextHop, OutTls, UnixAddress
 
 __all__ = ["Courier", "Outcome", "release"]
@@ -24,6 +24,9 @@ _PIECE = 262144
 
 #: RFC 5321 section 4.5.3.2: the longest of a client's time-outs, the one behind the final dot.
 TIME_OUT = 600.0
+
+#: Seconds for the answer to QUIT, with which nothing depends on it any more.
+QUIT_TIME_OUT = 5.0
 
 _POSITIVE = range(200, 300)
 _START_MAIL_INPUT = 354
@@ -60,6 +63,9 @@ class _Client(smtplib.SMTP):
         # Not QUIT after a fault: in the midst of a text it would be text.
         if kind is None:
             with contextlib.suppress(OSError, smtplib.SMTPException):
+                # What came of the message is known, and is yet to be written down.
+                if self.sock is not None:
+                    self.sock.settimeout(QUIT_TIME_OUT)
                 self.docmd("QUIT")
         self.close()
 
@@ -143,7 +149,8 @@ class Courier:
                 else:
                     final = _final(*client.getreply())
                     refused.update(dict.fromkeys(taken, final))
-        except (_RefusedError, OSError, smtplib.SMTPException) as error:
+        except (_RefusedError, OSError, smtplib.SMTPException, ValueError) as error:
+            # ValueError: a host name that the resolver, or a certificate, cannot have.
             why = str(error).replace("\n", " ")
             for recipient in recipients:
                 unsure = ended and recipient in taken
@@ -171,12 +178,21 @@ def _final(code: int, text: bytes) -> tuple[str, str]:
 
 
 def _on_the_wire(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield a text with dots stuffed, and ended by CRLF where it was not."""
-    stuffing = Stuffing()
+    """Yield a text with dots stuffed, and ended by CRLF where it was not; raise _RefusedError for one with two ends."""
+    stuffing, end = Stuffing(), EndOfData()
+
+    def honest(octets: bytes) -> bytes:
+        # One that came by BDAT may have had what only in DATA looks like an end, to servers that take it for one: what
+        # stands behind it would be commands.
+        end.feed(octets)
+        if end.deceptive:
+            raise _RefusedError("a dot stands between line ends that are not CRLF; export it in place of releasing it")
+        return octets
+
     for piece in pieces:
-        yield stuffing.feed(piece)
+        yield honest(stuffing.feed(piece))
     if not stuffing.ended:
-        yield b"\r\n"
+        yield honest(b"\r\n")
 
 
 def field(entry: Entry) -> bytes:

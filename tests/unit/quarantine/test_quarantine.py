@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clamsmtpd.ctl.main import cli
-from clamsmtpd.quarantine.expiry import choose
+from clamsmtpd.quarantine.expiry import choose, expire
 from clamsmtpd.quarantine.index import DIRECTORY, Culprit, Entry, Index, IndexFaultError
 from clamsmtpd.quarantine.keeper import Keeper
 from clamsmtpd.quarantine.release import Courier, release
-from clamsmtpd.values import Keep, NextHop, OutTls
+from clamsmtpd.values import Keep, NextHop, OutTls, TcpAddress
 from tests.support.sink import TEXT, Cut, Sink
 
-TEXTS = [b"", b"a", b".\r\n..\r\n.x", b"A: b\r\n\r\n.\rlone\n.\n.\r\n", b"x\r\n.\r\nQUIT\r\n", b"\0\xff\r"]
+TEXTS = [b"", b"a", b".\r\n..\r\n.x", b"A: b\r\n\r\n.\rlone\n.x\n.y\r\n", b"x\r\n.\r\nQUIT\r\n", b"\0\xff\r"]
 
 
 def kept(folder: Path, text: bytes = b"A: b\r\n\r\ntext\r\n", name: str = "AbCd01") -> Entry:
@@ -156,6 +156,44 @@ def test_a_released_message_is_the_same_octets_with_a_field_on_top(tmp_path: Pat
     index.close()
 
 
+@pytest.mark.parametrize("end", [b"\n.\n", b"\n.\r\n"])
+def test_what_a_lenient_next_hop_takes_for_two_messages_is_not_released(tmp_path: Path, end: bytes) -> None:
+    # By BDAT it may have come, as there nothing in the text is an end.
+    entry = kept(tmp_path, b"A: b\r\n\r\nEICAR" + end + b"MAIL FROM:<x@example.org>\r\n")
+    index = Index(str(tmp_path))
+    index.add(entry)
+    with Sink() as sink:
+        courier = Courier(NextHop(sink.address), OutTls.OFF, None)
+        outcome = release(index, str(tmp_path), entry, courier, sender=b"", recipients=(b"r@example.org",))
+        assert [one.state for one in outcome.done] == ["refused"]
+        assert "export it" in outcome.done[0].reply
+        assert sink.recorded == []
+    index.close()
+
+
+def test_a_next_hop_that_has_no_name_that_could_be_asked_for_refuses(tmp_path: Path) -> None:
+    entry = kept(tmp_path)
+    index = Index(str(tmp_path))
+    courier = Courier(NextHop(TcpAddress("a" * 70 + ".example", 25)), OutTls.OFF, None)
+    outcome = release(index, str(tmp_path), entry, courier, sender=b"", recipients=(b"r@example.org",))
+    assert [one.state for one in outcome.done] == ["refused"]
+    index.close()
+
+
+def test_of_two_messages_none_is_released_if_one_cannot_be(tmp_path: Path) -> None:
+    index = Index(str(tmp_path))
+    index.add(kept(tmp_path))
+    index.close()
+    kept(tmp_path, name="AbCd02")
+    os.utime(tmp_path / "virus.AbCd02", (1e9, 1e9))
+    path = tmp_path / "conf"
+    with Sink() as sink:
+        path.write_text(f"OutAddress: {sink.address}\nTempDirectory: {tmp_path}\n")
+        done = CliRunner().invoke(cli, ["-f", str(path), "quarantine", "release", "AbCd01", "AbCd02"])
+        assert done.exit_code == 2
+        assert sink.recorded == []
+
+
 def test_a_connection_that_breaks_behind_the_text_leaves_it_uncertain(tmp_path: Path) -> None:
     entry = kept(tmp_path)
     index = Index(str(tmp_path))
@@ -252,3 +290,35 @@ def test_a_name_that_none_can_have_is_in_no_quarantine(tmp_path: Path, command: 
     done = CliRunner().invoke(cli, ["-f", str(path), "quarantine", command, name])
     assert done.exit_code == 1
     assert done.output.endswith(": not in quarantine\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led to become another user")
+def test_root_does_not_become_whoever_has_made_the_index(tmp_path: Path) -> None:
+    folder = tmp_path / DIRECTORY
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 12345, 12345)
+    path = tmp_path / "conf"
+    path.write_text(f"OutAddress: 127.0.0.1:1\nTempDirectory: {tmp_path}\nUser: nobody\n")
+    done = CliRunner().invoke(cli, ["-f", str(path), "quarantine", "list"])
+    assert done.exit_code == 3
+    assert "belongs to user 12345, and not to nobody (User); remove it" in done.output
+    assert os.geteuid() == 0
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index(str(tmp_path))
+    for name in ("AbCd01", "AbCd02"):
+        index.add(replace(kept(tmp_path, name=name), size=14))
+    unlink = os.unlink
+
+    def refuse(path: str) -> None:
+        if path.endswith("AbCd01"):
+            raise PermissionError(1, "Operation not permitted", path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        list(expire(index, str(tmp_path), Keep(seconds=1), time.time()))
+    assert [entry.id for entry in index.entries()] == ["AbCd01"]
+    assert not (tmp_path / "virus.AbCd02").exists()
+    index.close()
