@@ -122,6 +122,7 @@ def test_under_systemd_the_log_goes_to_the_journal_with_fields(clamd: Clamd, hop
             assert running.log() == ""
 
 
+@pytest.mark.root
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_debians_journald_takes_the_fields_and_explain_tells_the_story_from_it(clamd: Clamd, hop: Sink) -> None:
     settings = [f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "Workers: 2"]
@@ -137,6 +138,8 @@ def test_debians_journald_takes_the_fields_and_explain_tells_the_story_from_it(c
         assert first["CLAMSMTPD_CONNECTION"] == second["CLAMSMTPD_CONNECTION"]
         assert (second["CLAMSMTPD_VIRUS"], second["CLAMSMTPD_OUTCOME"]) == (EICAR_NAME, "dropped")
         judged = journald.wait_for("message.judged", number=2)
+        assert [entry["CLAMSMTPD_STATUS"] for entry in judged] == ["clean", "infected"]
+        assert judged[1]["MESSAGE"].endswith(f"status=VIRUS:{EICAR_NAME}")
         assert [entry["CLAMSMTPD_MESSAGE"] for entry in judged] == [
             entry["CLAMSMTPD_MESSAGE"] for entry in (first, second)
         ]

@@ -51,6 +51,7 @@ def test_the_reply_and_whose_it_was_say_what_became_of_the_message(
     account = Account(TAG)
     account.end(5.0, reply, taken=taken)
     assert account.outcome is outcome
+    assert str(account) == f"100ABC-2 {outcome.value}, {reply.decode().strip() or 'no reply'}"
     assert account.ended == 5.0
     assert account.reply == reply.removesuffix(b"\r\n")
 

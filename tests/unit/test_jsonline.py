@@ -36,6 +36,11 @@ def test_half_a_surrogate_pair_is_written_out(half: str) -> None:
     assert json.loads(line)["b"][0].encode()
 
 
+def test_there_is_an_end_to_cutting() -> None:
+    told = json.loads(json_line({str(number): "x" * 100 for number in range(100)}, 1000))
+    assert told["0"] == "x" * 24 + " ..."
+
+
 _VALUES = st.text(max_size=3000) | st.integers() | st.booleans() | st.none()
 
 

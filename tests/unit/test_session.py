@@ -21,6 +21,7 @@ from clamsmtpd.commons import Commons
 from clamsmtpd.config import load
 from clamsmtpd.ledger import Ledger
 from clamsmtpd.listeners import Listener, listen
+from clamsmtpd.logjson import fields_of
 from clamsmtpd.metrics import OUTCOMES, VERDICTS
 from clamsmtpd.policy import Policy
 from clamsmtpd.poller import Poller
@@ -621,6 +622,12 @@ def test_a_fault_of_ours_delivers_nothing(
 # ---- verdicts that nobody waits for ---------------------------------------------------------------
 
 
+def said_of(identity: str, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the names of what the log says of a message or, between messages, of a connection."""
+    told = [fields_of(record) for record in caplog.records]
+    return [event for event, fields in told if identity == fields.get("message", fields.get("connection"))]
+
+
 def test_a_verdict_that_comes_after_the_client_has_left_is_there_for_its_next_try(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -641,6 +648,7 @@ def test_a_verdict_that_comes_after_the_client_has_left_is_there_for_its_next_tr
             assert list(here.folder.glob("*.*")) == []
             clamd.answers.set()
             await until(lambda: "the verdict came after the client had left: Eicar-Test" in caplog.text)
+            assert said_of("100000-1", caplog) == ["connection.client_left", "message.late_verdict"]
             # Of a message that is still to come there is nothing to be counted or kept.
             assert "status=" not in caplog.text
             assert list(here.folder.glob("*.*")) == []
@@ -702,7 +710,7 @@ def test_a_stop_does_not_wait_for_verdicts_that_nobody_waits_for(tmp_path: Path)
 
 
 def test_a_message_is_refused_before_its_text_when_no_verdict_could_come_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hopeless = True
     monkeypatch.setattr(Pool, "admits", lambda _pool: not hopeless)
@@ -714,6 +722,8 @@ def test_a_message_is_refused_before_its_text_when_no_verdict_could_come_in_time
             await client.envelope()
             assert await client.ask(b"DATA") == b"451 4.3.2 Virus scan not possible in time now; try again later\r\n"
             assert here.hop.verbs[-1] == "RCPT"
+            # The text of that line names no connection.
+            assert said_of("100000", caplog) == ["message.turned_away"]
             hopeless = False
             for line in (b"RSET", b"MAIL FROM:<a@example.org>", b"RCPT TO:<b@example.org>"):
                 await client.ask(line)

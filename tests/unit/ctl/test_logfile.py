@@ -69,6 +69,15 @@ def test_what_a_stranger_says_is_no_line_of_another_connection() -> None:
     assert search("100ABC", lines).lines == []
 
 
+def test_lines_with_names_are_those_of_the_message_and_of_the_connection_between_messages() -> None:
+    def line(text: str, **ids: str) -> str:
+        return json.dumps({"event": "x.y", "connection": "100ABC", "text": f"100ABC: {text}", **ids})
+
+    log = [line("accepted"), line("first", message="100ABC-1"), line("second", message="100ABC-2")]
+    assert [found.text for found in search("100ABC-2", log).lines] == ["accepted", "second"]
+    assert [found.text for found in search("100ABC", log).lines] == ["accepted", "first", "second"]
+
+
 def journal(**fields: Any) -> str:
     return json.dumps({"__REALTIME_TIMESTAMP": "1800000000000001", **fields}) + "\n"
 
