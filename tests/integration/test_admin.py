@@ -146,6 +146,7 @@ def test_over_tcp_there_are_numbers_and_no_messages(clamd: Clamd, hop: Sink) -> 
             answer = connection.getresponse()
             answer.read()
             assert answer.status == status
+        connection.close()
         done = ctl(running, "explain", "100000-1")
         assert done.exit_code == 3
         assert "unix socket" in done.output
