@@ -110,6 +110,11 @@ def test_it_is_shown_and_exported_as_it_came(clamd: Clamd, sink: Sink, start_dae
     assert copy.read_bytes() == b"Subject: odd \x1b[31m subject\r\n\r\n" + EICAR + b"\r\n"
     piped = subprocess.run([*command, "export", entry["id"][:4], "-"], check=True, capture_output=True)
     assert piped.stdout == copy.read_bytes()
+    other = tmp_path / "other.eml"
+    assert ctl(daemon.configuration, "export", entry["id"], str(other)) == {
+        "file": str(other),
+        "octets": copy.stat().st_size,
+    }
     again = subprocess.run([*command, "export", entry["id"], copy], capture_output=True, text=True, check=False)
     assert again.returncode in {1, 2}
     assert again.stderr.count("\n") == 1

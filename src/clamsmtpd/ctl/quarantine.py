@@ -416,14 +416,20 @@ def expire(context: click.Context, *, keep: str | None, dry_run: bool, as_json: 
 @quarantine.command()
 @click.argument("name", metavar="ID")
 @click.argument("file", metavar="[FILE|-]", default="-")
+@json_option
 @click.pass_context
-def export(context: click.Context, *, name: str, file: str) -> None:
+def export(context: click.Context, *, name: str, file: str, as_json: bool) -> None:
     """Copy a message to a file that is not there yet, or to standard output.
 
+    With --json it goes to a file, and what is printed says which and how large it is.
+
     \b
-    Example:
+    Examples:
       clamsmtpctl quarantine export 4fT2Qz /root/sample.eml
+      clamsmtpctl quarantine export 4fT2Qz | less
     """
+    if as_json and file == "-":
+        fail("with --json the message goes to a file; name one", Status.USAGE)
     with _opened(context) as (settings, index):
         source = open_kept(settings.temp_directory, _find_kept(index, name).name)
     # The file is for who asked, wherever he may write.
@@ -436,7 +442,10 @@ def export(context: click.Context, *, name: str, file: str) -> None:
             open(source, "rb") as text,
             contextlib.nullcontext(sys.stdout.buffer) if file == "-" else open(os.open(file, flags, 0o600), "wb") as to,
         ):
+            octets = 0
             while piece := text.read(_PIECE):
-                to.write(piece)
+                octets += to.write(piece)
     except OSError as error:
         fail(str(error))
+    if as_json:
+        print_json({"file": file, "octets": octets})
