@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import http.client
 import json
 import os
@@ -19,7 +21,7 @@ from click.testing import CliRunner, Result
 from clamsmtpd.ctl.main import cli
 from tests.support.clamd import EICAR, EICAR_NAME, Clamd
 from tests.support.daemon import Daemon
-from tests.support.process import ProgramError, free_port
+from tests.support.process import ProgramError, free_port, wait_until
 from tests.support.sink import Sink
 
 pytestmark = pytest.mark.integration
@@ -121,6 +123,7 @@ def test_ready_means_that_a_virus_sent_now_would_be_found(hop: Sink, place: str)
         status, told = ask(place, "/readyz")
         assert (status, told["ready"]) == (503, False)
         assert told["parts"][0]["trouble"]
+        assert "clamsmtpctl doctor" in told["advice"]
         assert told["parts"][1]["trouble"] == ""
 
 
@@ -140,17 +143,60 @@ def test_over_tcp_there_are_numbers_and_no_messages(clamd: Clamd, hop: Sink) -> 
     port = free_port()
     with daemon(hop, clamd, str(port)) as running:
         send(running)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        for path, status in (("/metrics", 200), ("/status", 200), ("/messages", 403)):
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            answer.read()
-            assert answer.status == status
-        connection.close()
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+            for path, status in (("/metrics", 200), ("/status", 200), ("/messages", 403)):
+                connection.request("GET", path)
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == status
         done = ctl(running, "explain", "100000-1")
         assert done.exit_code == 3
         assert "unix socket" in done.output
         assert ctl(running, "top", "--once").exit_code == 0
+
+
+def refuses(port: int) -> bool:
+    """Whether nobody listens; a queue of clients that is full is not the same."""
+    with socket.socket() as probe:
+        probe.settimeout(5)
+        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_while_mail_ends_nobody_waits_for_an_answer(clamd: Clamd, hop: Sink, workers: int) -> None:
+    port = free_port()
+    with (
+        daemon(hop, clamd, str(port), f"Workers: {workers}") as running,
+        contextlib.closing(smtplib.SMTP(running.host, running.port, timeout=30)) as client,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as idle,
+    ):
+        # The worker of this client has a scanner, once this is through.
+        client.sendmail("a@example.org", ["b@example.org"], CLEAN)
+        client.mail("a@example.org")
+        client.rcpt("b@example.org")
+        assert client.docmd("DATA")[0] == 354
+        os.kill(running.pid, signal.SIGTERM)
+        assert idle.recv(1) == b""
+        wait_until(lambda: refuses(port), "the admin address to be given up")
+        client.send(CLEAN + b".\r\n")
+        assert client.getreply()[0] == 250
+
+
+def test_a_worker_that_is_ended_by_hand_does_not_take_the_socket_along(clamd: Clamd, hop: Sink, place: str) -> None:
+    with daemon(hop, clamd, place, "Workers: 2"):
+        wait_until(lambda: len(said(place)["workers"]) == 2, "two workers")
+        before = {worker["pid"] for worker in said(place)["workers"]}
+
+        def replaced() -> bool:
+            # Whoever has just been taken by the worker that ends is cut off.
+            with contextlib.suppress(http.client.RemoteDisconnected, ConnectionResetError):
+                return len({worker["pid"] for worker in said(place)["workers"]} - before) == 1
+            return False
+
+        os.kill(min(before), signal.SIGTERM)
+        wait_until(replaced, "another worker")
+        for _ in range(4):
+            assert ask(place, "/healthz") == (200, "ok\n")
 
 
 def test_a_place_that_cannot_be_is_a_failure_to_start(clamd: Clamd, hop: Sink) -> None:

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import h11
@@ -26,70 +27,99 @@ CLIENTS_MAX = 16
 #: Seconds for a request to come, and for a client to take the answer. One to /readyz has its own.
 REQUEST_LIMIT = 10.0
 
-#: Octets of a request's line and header fields.
+#: Octets of a request's line and header fields, and of what it may bring along.
 REQUEST_MAX = 8192
+
+#: Seconds without accepting when the system has no descriptor left: the listener stays readable.
+ACCEPT_PAUSE = 0.5
 
 _READ = 4096
 _TEXT = "text/plain; charset=utf-8"
 
 
+@dataclass(slots=True)
+class _Client:
+    """One connection. Its conversation begins in a turn of the loop behind the one in which it is accepted."""
+
+    sock: socket.socket
+    conversation: _Conversation | None = None
+
+
 class AdminServer:
     """Answers on ``listeners``, which are bound and listening, out of ``pages``.
 
-    All workers listen on the same sockets: whichever takes a client answers for all of them.
+    All workers listen on the same sockets: whichever takes a client answers for all of them. They are accepted from
+    here and not by a server of asyncio's, which from Python 3.13 on removes the name of a unix socket when it is
+    closed: one worker that ends would take it from the others.
     """
 
     def __init__(self, pages: Pages, listeners: Sequence[Listener]) -> None:
         self._pages = pages
         self._listeners = listeners
-        self._servers: list[asyncio.Server] = []
         # In their order.
-        self._clients: dict[asyncio.Task[None], _Conversation] = {}
-        self._starting: asyncio.Task[None] | None = None
+        self._clients: dict[asyncio.Task[None], _Client] = {}
 
     def start(self) -> None:
         """Begin to answer; needs a running loop."""
-        self._starting = asyncio.get_running_loop().create_task(self._start())
-
-    async def _start(self) -> None:
         for listener in self._listeners:
-            private = listener.socket.family == socket.AF_UNIX
             listener.socket.settimeout(0)
-            welcome = partial(self._welcome, private=private)
-            # Its own descriptor: who has opened the socket closes it.
-            sock = listener.socket.dup()
-            if private:
-                self._servers.append(await asyncio.start_unix_server(welcome, sock=sock, limit=REQUEST_MAX))
-            else:
-                self._servers.append(await asyncio.start_server(welcome, sock=sock, limit=REQUEST_MAX))
+            self._watch(listener.socket)
 
     def close(self) -> None:
-        """Answer no more."""
-        for server in self._servers:
-            server.close()
-        for client in self._clients:
-            client.cancel()
+        """Answer no more: who is connected is cut off, and nobody can connect who would wait for nothing."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            loop.remove_reader(listener.socket)
+            listener.socket.close()
+        for task in self._clients:
+            task.cancel()
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, private: bool) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - streams run this in a task
-        if len(self._clients) >= CLIENTS_MAX and not self._make_room():
-            writer.close()
+    def _watch(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            sock, _address = listener.accept()
+        except BlockingIOError:
+            # Another worker was faster.
             return
-        conversation = self._clients[task] = _Conversation(self._pages, reader, writer, private=private)
+        except OSError:
+            loop.remove_reader(listener)
+            loop.call_later(ACCEPT_PAUSE, self._watch, listener)
+            return
+        if len(self._clients) >= CLIENTS_MAX and not self._make_room():
+            sock.close()
+            return
+        client = _Client(sock)
+        task = loop.create_task(self._welcome(client))
+        self._clients[task] = client
+        task.add_done_callback(partial(self._forget, client))
+
+    def _forget(self, client: _Client, task: asyncio.Task[None]) -> None:
+        self._clients.pop(task, None)
+        if task.cancelled() or task.exception() is not None:
+            # It has not come to have a transport, which would close it.
+            client.sock.close()
+
+    async def _welcome(self, client: _Client) -> None:
+        private = client.sock.family == socket.AF_UNIX
+        opened = asyncio.open_unix_connection if private else asyncio.open_connection
+        reader, writer = await opened(sock=client.sock, limit=REQUEST_MAX)
+        conversation = client.conversation = _Conversation(self._pages, reader, writer, private=private)
         try:
             await conversation.run()
         except (OSError, TimeoutError):
             # Whoever was there has left, or sends nothing.
             pass
         except asyncio.CancelledError:
-            # Streams would log it as an error that nobody has caught.
+            # We stop, or another has its place.
             pass
         except Exception as error:  # noqa: BLE001 - whatever it is, mail goes on
             _log.error("internal error: admin: %s", describe(error))
             _log.debug("traceback", exc_info=error)
         finally:
-            self._clients.pop(task, None)
             writer.close()
             with contextlib.suppress(Exception):
                 if writer.transport.get_write_buffer_size():
@@ -100,8 +130,8 @@ class AdminServer:
 
         Whoever says nothing, or too slowly, could else keep out those who ask.
         """
-        for task, conversation in self._clients.items():
-            if not conversation.answering:
+        for task, client in self._clients.items():
+            if client.conversation is None or not client.conversation.answering:
                 del self._clients[task]
                 task.cancel()
                 return True
@@ -149,12 +179,17 @@ class _Conversation:
     async def _request(self) -> h11.Request | None:
         """Return the next request, once it has come whole; None if there is none. Raises h11.RemoteProtocolError."""
         request: h11.Request | None = None
+        brought = 0
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
                 self._http.receive_data(await self._reader.read(_READ))
             elif isinstance(event, h11.Request):
                 request = event
+            elif isinstance(event, h11.Data):
+                brought += len(event.data)
+                if brought > REQUEST_MAX:
+                    raise h11.RemoteProtocolError("more than anybody has to say here", error_status_hint=413)
             elif isinstance(event, h11.EndOfMessage):
                 return request
             elif isinstance(event, h11.ConnectionClosed):

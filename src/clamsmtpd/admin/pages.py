@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from clamsmtpd.admin.exposition import Exposition
 from clamsmtpd.admin.view import View
+from clamsmtpd.log import describe
 
 __all__ = ["PATHS", "Page", "Pages"]
 
@@ -65,7 +66,8 @@ class Pages:
         if path == "/status":
             return _json(200, self._view.status())
         if path == "/messages" or path.startswith("/messages/"):
-            return self._messages(unquote(path.removeprefix("/messages").removeprefix("/")), private=private)
+            wanted = unquote(path.removeprefix("/messages").removeprefix("/"))
+            return await self._messages(wanted, private=private)
         if path == "/":
             lines = [f"{known}: {told}" for known, told in PATHS.items()]
             return Page(200, _TEXT, "\n".join([*lines, ""]).encode())
@@ -75,18 +77,29 @@ class Pages:
         now = asyncio.get_running_loop().time()
         if self._looking is None or (self._looking.done() and now - self._looked_at >= READY_FOR):
             self._looked_at = now
-            self._looking = asyncio.ensure_future(self._examine())
+            self._looking = asyncio.ensure_future(self._look())
         # Whoever gives up waiting does not take the answer from the others.
         found = await asyncio.shield(self._looking)
         ready = not any(trouble for _, trouble in found)
-        told = {"ready": ready, "parts": [{"part": part, "trouble": trouble} for part, trouble in found]}
+        told: dict[str, Any] = {
+            "ready": ready,
+            "parts": [{"part": part, "trouble": trouble} for part, trouble in found],
+        }
+        if not ready:
+            told["advice"] = "clamsmtpctl doctor tries the whole way of a message, and names the mend"
         return _json(200 if ready else 503, told)
 
-    def _messages(self, wanted: str, *, private: bool) -> Page:
+    async def _look(self) -> list[tuple[str, str]]:
+        try:
+            return await self._examine()
+        except Exception as error:  # noqa: BLE001 - who cannot look is not ready
+            return [("clamsmtpd", f"cannot look: {describe(error)}")]
+
+    async def _messages(self, wanted: str, *, private: bool) -> Page:
         if not private:
             why = b"Messages are told of through a unix socket alone: give Admin the path of one.\n"
             return Page(403, _TEXT, why)
-        found = self._view.messages(wanted)
+        found = await self._view.messages(wanted)
         return _json(200 if found or not wanted else 404, {"messages": found})
 
 

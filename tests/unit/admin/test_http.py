@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import resource
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from clamsmtpd.admin.view import View
 from clamsmtpd.commons import Commons
 from clamsmtpd.config import Settings, load
 from clamsmtpd.ledger import Ledger
-from clamsmtpd.listeners import listen
+from clamsmtpd.listeners import Listener, listen
 from clamsmtpd.values import Listen, TcpAddress, UnixAddress
 from tests.support.process import free_port
 
@@ -42,7 +45,9 @@ class Stage:
         share = Commons(1, 10, seen=True).share(0)
         self.board = share.board
         own = settings(folder)
-        self.pages = Pages(View(share, lambda: own), self._examine)
+        self.family = self.listeners[0].socket.family
+        self.view = View(share, lambda: own)
+        self.pages = Pages(self.view, self._examine)
 
     async def _examine(self) -> list[tuple[str, str]]:
         self.looks += 1
@@ -55,10 +60,9 @@ class Stage:
             server.start()
             await asyncio.sleep(0.05)
             try:
-                await story(self._talk)
+                await story(self.talk)
             finally:
                 server.close()
-                self.listeners[0].socket.close()
 
         asyncio.run(main())
 
@@ -68,7 +72,7 @@ class Stage:
             return await asyncio.open_unix_connection(sock.getsockname())
         return await asyncio.open_connection(*sock.getsockname()[:2])
 
-    async def _talk(self, request: bytes) -> bytes:
+    async def talk(self, request: bytes) -> bytes:
         reader, writer = await self.connect()
         writer.write(request)
         writer.write_eof()
@@ -157,6 +161,9 @@ def test_a_request_may_come_octet_by_octet_and_two_in_one_piece(tmp_path: Path) 
         (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000, 431),
         (get("/status", method="POST"), 405),
         (get("/status", method="DELETE"), 405),
+        (get("/status", "Content-Length: 3", method="POST") + b"x=1", 405),
+        (get("/status", "Content-Length: 20000", method="POST") + bytes(20_000), 413),
+        (get("/status", "Content-Length: 20000") + bytes(20_000), 413),
     ],
 )
 def test_what_is_no_request_for_us_is_told_so(tmp_path: Path, request_: bytes, code: int) -> None:
@@ -206,9 +213,123 @@ def test_what_is_wrong_is_told_and_one_look_serves_many(tmp_path: Path) -> None:
         told = json.loads(body(answers[0]))
         assert told["ready"] is False
         assert told["parts"][0] == {"part": "clamd at /clamd", "trouble": "it is blind"}
+        assert told["advice"].startswith("clamsmtpctl doctor ")
         assert stage.looks == 1
 
     stage.run(story)
+
+
+def test_who_cannot_look_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def examine() -> list[tuple[str, str]]:
+        raise OSError(28, "No space left on device")
+
+    stage = Stage(tmp_path, private=True)
+    stage.pages = Pages(stage.view, examine)
+
+    async def story(talk: Talk) -> None:
+        answer = await talk(get("/readyz"))
+        assert status(answer) == 503
+        assert json.loads(body(answer))["parts"] == [
+            {"part": "clamsmtpd", "trouble": "cannot look: No space left on device"}
+        ]
+
+    stage.run(story)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_once_closed_it_keeps_nobody_waiting(tmp_path: Path, *, private: bool) -> None:
+    stage = Stage(tmp_path, private=private)
+
+    async def story() -> None:
+        place = stage.listeners[0].socket.getsockname()
+        server = AdminServer(stage.pages, stage.listeners)
+        server.start()
+        reader, writer = await stage.connect()
+        await asyncio.sleep(0.05)
+        server.close()
+        assert await reader.read() == b""
+        writer.close()
+        with pytest.raises(ConnectionRefusedError), socket.socket(stage.family) as client:
+            client.connect(place)
+
+    asyncio.run(story())
+
+
+def test_a_client_who_has_just_come_when_it_is_closed_is_let_go(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, private=True)
+
+    async def story() -> None:
+        server = AdminServer(stage.pages, stage.listeners)
+        server.start()
+        with socket.socket(stage.family) as client:
+            client.connect(stage.listeners[0].socket.getsockname())
+            # In the turn in which it is accepted, before the one in which it would be served.
+            server._accept(stage.listeners[0].socket)
+            server.close()
+            await asyncio.sleep(0.05)
+            client.settimeout(1)
+            assert client.recv(1) == b""
+
+    asyncio.run(story())
+
+
+def test_a_worker_that_ends_leaves_the_socket_to_the_others(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, private=True)
+    (listener,) = stage.listeners
+
+    async def story() -> None:
+        one, other = (
+            AdminServer(stage.pages, [Listener(sock, listener.listen)])
+            for sock in (listener.socket.dup(), listener.socket)
+        )
+        one.start()
+        other.start()
+        one.close()
+        await asyncio.sleep(0.05)
+        for _ in range(4):
+            assert status(await stage.talk(get("/healthz"))) == 200
+        other.close()
+
+    asyncio.run(story())
+
+
+def test_without_a_descriptor_it_waits_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "ACCEPT_PAUSE", 0.05)
+    stage = Stage(tmp_path, private=True)
+    tries = 0
+    accept = AdminServer._accept
+
+    def count(server: AdminServer, listener: socket.socket) -> None:
+        nonlocal tries
+        tries += 1
+        accept(server, listener)
+
+    monkeypatch.setattr(AdminServer, "_accept", count)
+
+    async def story(talk: Talk) -> None:
+        with socket.socket(stage.family) as client:
+            client.setblocking(False)
+            with no_more_descriptors():
+                client.connect(stage.listeners[0].socket.getsockname())
+                await asyncio.sleep(0.3)
+            assert 2 <= tries <= 10
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(client, get("/healthz"))
+            assert status(await loop.sock_recv(client, 4096)) == 200
+
+    stage.run(story)
+
+
+@contextlib.contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_client_that_says_nothing_is_let_go_and_there_are_not_many(
