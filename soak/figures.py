@@ -69,7 +69,9 @@ def look(pid: int) -> Figures:
 
 
 def _process(pid: int) -> Process:
-    resident = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    # One that has ended since it was found has nothing in memory.
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    resident = next((line for line in lines if line.startswith("VmRSS")), "VmRSS: 0 kB")
     return Process(pid, len(os.listdir(f"/proc/{pid}/fd")), int(resident.split()[1]) * 1024)
 
 

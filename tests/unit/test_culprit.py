@@ -88,7 +88,8 @@ def play(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[
             before, memory = len(os.listdir("/proc/self/fd")), Spool.in_memory
             await story(searches, oracle)
             await searches.culprits.end(0)
-            assert len(os.listdir("/proc/self/fd")) == before
+            # What tests before this one have left may be collected meanwhile.
+            assert len(os.listdir("/proc/self/fd")) <= before
             assert Spool.in_memory == memory
             assert os.listdir(tmp_path) == []
 

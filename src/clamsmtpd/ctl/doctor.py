@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ from clamsmtpd.ctl.examination.steps import State, Step, status_of
 from clamsmtpd.ctl.examiner import Examiner
 from clamsmtpd.ctl.machine import CLAMD_CONF
 from clamsmtpd.ctl.mta_settings import MTAS, Unsuited, Way, recognise, settings_for
-from clamsmtpd.ctl.output import Status, fail, json_option, load_settings, print_json, shown
+from clamsmtpd.ctl.output import Status, fail, json_option, load_settings, print_json, shown, silence
 
 __all__ = ["doctor"]
 
@@ -84,9 +83,6 @@ def doctor(
     if mta is not None:
         _print_settings(mta, load_settings(context).settings, as_json=as_json)
         return
-    # What the parts of the daemon would log is told by the steps.
-    logging.getLogger("clamsmtpd").addHandler(logging.NullHandler())
-    logging.getLogger("clamsmtpd").propagate = False
     path = str(context.find_root().obj)
     judged = judge(path)
     if judged.settings is None:
@@ -103,7 +99,8 @@ def doctor(
         recipient,
         sender if sender is not None else recipient or "",
     )
-    steps = [_tell(step, as_json=as_json) for step in examiner.steps()]
+    with silence():
+        steps = [_tell(step, as_json=as_json) for step in examiner.steps()]
     found = recognise(examiner.hop.banner) if examiner.hop is not None else None
     _end(steps, status_of(steps), found or _installed(), examiner, as_json=as_json)
 

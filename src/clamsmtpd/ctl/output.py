@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from clamsmtpd.config import ConfigError, Loaded, load
 
-__all__ = ["Status", "console", "fail", "json_option", "load_settings", "print_json", "shown"]
+__all__ = ["Status", "console", "fail", "json_option", "load_settings", "print_json", "shown", "silence"]
 
 
 class Status(enum.IntEnum):
@@ -64,3 +66,15 @@ def load_settings(context: click.Context) -> Loaded:
         return load(path)
     except ConfigError as error:
         fail(str(error), Status.USAGE)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Have the parts of the daemon log nothing: what there is to say, the results do."""
+    log = logging.getLogger("clamsmtpd")
+    disabled = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = disabled

@@ -15,9 +15,9 @@ import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from clamsmtpd.config import Settings
-from clamsmtpd.ctl.output import Status, console, fail, json_option, load_settings, shown
+from clamsmtpd.ctl.output import Status, console, fail, json_option, load_settings, shown, silence
 from clamsmtpd.ctl.saved import STANDARD_INPUT, Saved, find, octets_in
-from clamsmtpd.ctl.trial import NoScannerError, Result, Trial, silence
+from clamsmtpd.ctl.trial import NoScannerError, Result, Trial
 
 __all__ = ["scan"]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import logging
 import os
 import tempfile
 from collections import deque
@@ -29,7 +27,7 @@ from clamsmtpd.spool import Spool
 from clamsmtpd.values import Bounce, Clean, Decision, Deliver, Envelope, Ground, Infected, Oversize, Unjudged, Unscanned
 from clamsmtpd.verdicts import LATEST_SIZE, REGION_SIZE, Verdicts
 
-__all__ = ["NoScannerError", "Result", "Trial", "silence"]
+__all__ = ["NoScannerError", "Result", "Trial"]
 
 #: Seconds to wait for a scanner that does not say that it cannot be used.
 PATIENCE = 30.0
@@ -249,15 +247,3 @@ def _reading(saved: Saved) -> Iterator[bytes]:
 
 def _text(octets: bytes) -> str:
     return octets.decode("utf-8", "backslashreplace").strip().replace("\r\n", " ")
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Have the parts of the daemon log nothing: what there is to say, the results do."""
-    log = logging.getLogger("clamsmtpd")
-    disabled = log.disabled
-    log.disabled = True
-    try:
-        yield
-    finally:
-        log.disabled = disabled

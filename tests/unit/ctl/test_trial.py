@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from clamsmtpd.config import Settings, load
+from clamsmtpd.ctl.output import silence
 from clamsmtpd.ctl.saved import Saved
-from clamsmtpd.ctl.trial import NoScannerError, Result, Trial, silence
+from clamsmtpd.ctl.trial import NoScannerError, Result, Trial
 from clamsmtpd.spool import Spool
 from tests.support.fakeclamd import FakeClamd
 
