@@ -39,6 +39,8 @@ def why_not() -> str:
         return "there is no systemd-journald"
     if not Path("/etc/machine-id").is_file() or not Path("/etc/machine-id").read_text().strip():
         return "this machine has no id (machine-id(5))"
+    if not any(Path("/sys/fs/cgroup", name).exists() for name in ("cgroup.controllers", "systemd", "unified")):
+        return "there are no control groups, by which it knows who has said what"
     tried = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", "/run"],
         check=False,

@@ -16,7 +16,7 @@ from clamsmtpd.config import load
 from clamsmtpd.ctl import doctor as command
 from clamsmtpd.ctl.examiner import Examiner, _owner_of
 from clamsmtpd.ctl.main import cli
-from tests.support.process import free_port
+from tests.support.process import free_port, wait_until
 from tests.support.sink import Sink
 from tests.support.strangeserver import StrangeServer
 
@@ -183,6 +183,8 @@ def test_the_daemons_user_is_known_by_its_pid_file(tmp_path: Path) -> None:
     assert _owner_of(str(pid_file)) is None
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)", "clamsmtpd"])
     try:
+        # For a moment behind the start, the kernel knows no arguments.
+        wait_until(lambda: b"clamsmtpd" in Path(f"/proc/{sleeper.pid}/cmdline").read_bytes(), "its arguments")
         pid_file.write_text(f"{sleeper.pid}\n")
         assert _owner_of(str(pid_file)) == pwd.getpwuid(os.geteuid()).pw_name
     finally:
