@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.clamd import Clamd
 from tests.support.daemon import Daemon
+from tests.support.hosts import Hosts, Inside
+from tests.support.process import Program
 from tests.support.sink import Sink
 
 # A loaded machine makes any example slow now and then; pytest-timeout watches over tests that hang.
@@ -61,5 +63,31 @@ def start_daemon() -> Iterator[Callable[..., Daemon]]:
 
         def start(*lines: str, **options: object) -> Daemon:
             return stack.enter_context(Daemon(*lines, **options))  # type: ignore[arg-type]
+
+        yield start
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    """A client, a router and a server, each a network namespace."""
+    made = Hosts()
+    try:
+        made.build()
+        yield made
+    finally:
+        made.tear_down()
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Iterator[Inside]:
+    """Start programs inside one of these; they are stopped when the test ends."""
+    with ExitStack() as stack:
+
+        def start(name: str, *command: str) -> Program:
+            program = Program(
+                ["ip", "netns", "exec", name, *command], output=tmp_path / f"{name}-{len(os.listdir(tmp_path))}"
+            )
+            stack.callback(program.stop)
+            return program
 
         yield start

@@ -11,7 +11,6 @@ import signal
 import smtplib
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +28,13 @@ pytestmark = pytest.mark.integration
 CLEAN = b"Subject: lunch\r\n\r\nAt noon?\r\n"
 
 
-@pytest.fixture(scope="module")
-def clamd() -> Iterator[Clamd]:
-    with Clamd() as running:
-        yield running
-
-
-@pytest.fixture
-def hop() -> Iterator[Sink]:
-    with Sink() as running:
-        yield running
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> str:
     return str(tmp_path / "admin")
 
 
-def daemon(hop: Sink, clamd: Clamd, place: str, *more: str) -> Daemon:
-    return Daemon(f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", f"Admin: {place}", *more, level=3)
+def daemon(sink: Sink, clamd: Clamd, place: str, *more: str) -> Daemon:
+    return Daemon(f"OutAddress: {sink.address}", f"ClamAddress: {clamd.unix}", f"Admin: {place}", *more, level=3)
 
 
 def ask(place: str, path: str) -> tuple[int, Any]:
@@ -83,9 +70,9 @@ def said(place: str) -> Any:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_that_happened_is_told_by_whichever_worker_is_asked(
-    clamd: Clamd, hop: Sink, place: str, workers: int
+    clamd: Clamd, sink: Sink, place: str, workers: int
 ) -> None:
-    with daemon(hop, clamd, place, f"Workers: {workers}") as running:
+    with daemon(sink, clamd, place, f"Workers: {workers}") as running:
         for _ in range(6):
             send(running)
         send(running, b"Subject: x\r\n\r\n" + EICAR + b"\r\n")
@@ -111,8 +98,8 @@ def test_all_that_happened_is_told_by_whichever_worker_is_asked(
     assert not Path(place).exists()
 
 
-def test_ready_means_that_a_virus_sent_now_would_be_found(hop: Sink, place: str) -> None:
-    with Clamd() as own, daemon(hop, own, place) as running:
+def test_ready_means_that_a_virus_sent_now_would_be_found(sink: Sink, place: str) -> None:
+    with Clamd() as own, daemon(sink, own, place) as running:
         running.wait_for_log("ClamAV")
         status, told = ask(place, "/readyz")
         assert (status, told["ready"]) == (200, True)
@@ -127,10 +114,10 @@ def test_ready_means_that_a_virus_sent_now_would_be_found(hop: Sink, place: str)
         assert told["parts"][1]["trouble"] == ""
 
 
-def test_a_reload_keeps_it_and_tells_of_the_new_settings(clamd: Clamd, hop: Sink, place: str) -> None:
-    with daemon(hop, clamd, place) as running, Sink() as other:
+def test_a_reload_keeps_it_and_tells_of_the_new_settings(clamd: Clamd, sink: Sink, place: str) -> None:
+    with daemon(sink, clamd, place) as running, Sink() as other:
         send(running)
-        text = running.configuration.read_text().replace(str(hop.address), str(other.address))
+        text = running.configuration.read_text().replace(str(sink.address), str(other.address))
         running.configuration.write_text(text)
         os.kill(running.pid, signal.SIGHUP)
         running.wait_for_log("settings read again")
@@ -139,9 +126,9 @@ def test_a_reload_keeps_it_and_tells_of_the_new_settings(clamd: Clamd, hop: Sink
         assert told["messages"][0]["count"] == 1
 
 
-def test_over_tcp_there_are_numbers_and_no_messages(clamd: Clamd, hop: Sink) -> None:
+def test_over_tcp_there_are_numbers_and_no_messages(clamd: Clamd, sink: Sink) -> None:
     port = free_port()
-    with daemon(hop, clamd, str(port)) as running:
+    with daemon(sink, clamd, str(port)) as running:
         send(running)
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
             for path, status in (("/metrics", 200), ("/status", 200), ("/messages", 403)):
@@ -163,10 +150,10 @@ def refuses(port: int) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_while_mail_ends_nobody_waits_for_an_answer(clamd: Clamd, hop: Sink, workers: int) -> None:
+def test_while_mail_ends_nobody_waits_for_an_answer(clamd: Clamd, sink: Sink, workers: int) -> None:
     port = free_port()
     with (
-        daemon(hop, clamd, str(port), f"Workers: {workers}") as running,
+        daemon(sink, clamd, str(port), f"Workers: {workers}") as running,
         contextlib.closing(smtplib.SMTP(running.host, running.port, timeout=30)) as client,
         socket.create_connection(("127.0.0.1", port), timeout=10) as idle,
     ):
@@ -182,8 +169,8 @@ def test_while_mail_ends_nobody_waits_for_an_answer(clamd: Clamd, hop: Sink, wor
         assert client.getreply()[0] == 250
 
 
-def test_a_worker_that_is_ended_by_hand_does_not_take_the_socket_along(clamd: Clamd, hop: Sink, place: str) -> None:
-    with daemon(hop, clamd, place, "Workers: 2"):
+def test_a_worker_that_is_ended_by_hand_does_not_take_the_socket_along(clamd: Clamd, sink: Sink, place: str) -> None:
+    with daemon(sink, clamd, place, "Workers: 2"):
         wait_until(lambda: len(said(place)["workers"]) == 2, "two workers")
         before = {worker["pid"] for worker in said(place)["workers"]}
 
@@ -199,14 +186,14 @@ def test_a_worker_that_is_ended_by_hand_does_not_take_the_socket_along(clamd: Cl
             assert ask(place, "/healthz") == (200, "ok\n")
 
 
-def test_a_place_that_cannot_be_is_a_failure_to_start(clamd: Clamd, hop: Sink) -> None:
+def test_a_place_that_cannot_be_is_a_failure_to_start(clamd: Clamd, sink: Sink) -> None:
     place = "/nowhere/at/all/admin"
     with pytest.raises(ProgramError, match="Admin: cannot listen on /nowhere/at/all/admin: No such file"):
-        daemon(hop, clamd, place).stop()
+        daemon(sink, clamd, place).stop()
 
 
-def test_explain_tells_the_story_of_a_message(clamd: Clamd, hop: Sink, place: str) -> None:
-    with daemon(hop, clamd, place, "Quarantine: on") as running:
+def test_explain_tells_the_story_of_a_message(clamd: Clamd, sink: Sink, place: str) -> None:
+    with daemon(sink, clamd, place, "Quarantine: on") as running:
         send(running)
         send(running, b"Subject: x\r\n\r\n" + EICAR + b"\r\n")
         line = running.wait_for_log("status=VIRUS")
@@ -223,8 +210,8 @@ def test_explain_tells_the_story_of_a_message(clamd: Clamd, hop: Sink, place: st
         assert (unknown.exit_code, unknown.output) == (1, "clamsmtpctl: no message FFFFFF-9 is known here\n")
 
 
-def test_top_shows_messages_scanners_and_workers(clamd: Clamd, hop: Sink, place: str) -> None:
-    with daemon(hop, clamd, place) as running:
+def test_top_shows_messages_scanners_and_workers(clamd: Clamd, sink: Sink, place: str) -> None:
+    with daemon(sink, clamd, place) as running:
         send(running)
         said(place)
         done = ctl(running, "top", "--once")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.clamd import Clamd
 from tests.support.daemon import Daemon
-from tests.support.hosts import Hosts
+from tests.support.hosts import Hosts, Inside
 from tests.support.howto import CLEAN, INFECTED, RECIPIENT, SENDER, HowTo, usual
-from tests.support.process import Program
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -40,37 +38,13 @@ with smtplib.SMTP("10.77.2.2", 25, timeout=20) as client, open(sys.argv[3], "rb"
         print("sent")
 """
 
-Inside = Callable[..., Program]
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    made = Hosts()
-    try:
-        made.build()
-        yield made
-    finally:
-        made.tear_down()
-
-
-@pytest.fixture
-def inside(tmp_path: Path) -> Iterator[Inside]:
-    with ExitStack() as stack:
-
-        def start(name: str, *command: str, output: str) -> Program:
-            program = Program(["ip", "netns", "exec", name, *command], output=tmp_path / output)
-            stack.callback(program.stop)
-            return program
-
-        yield start
-
 
 def test_mail_through_the_gateway_is_scanned_and_a_virus_is_refused(
     hosts: Hosts, inside: Inside, clamd: Clamd, start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     howto = HowTo("gateway", {**usual(clamd.unix.path), '"lan0"': '"r1"'})
     hosts.redirect(howto.text("mailscan.nft"))
-    server = inside(hosts.server, sys.executable, "-c", _SERVER, output="server")
+    server = inside(hosts.server, sys.executable, "-c", _SERVER)
     daemon = start_daemon(*howto.settings(), wrapper=["ip", "netns", "exec", hosts.router])
     for name, text, told in (
         ("clean", CLEAN, "sent"),
@@ -78,7 +52,7 @@ def test_mail_through_the_gateway_is_scanned_and_a_virus_is_refused(
     ):
         (tmp_path / f"{name}.eml").write_bytes(text)
         command = [sys.executable, "-c", _CLIENT, SENDER, RECIPIENT, str(tmp_path / f"{name}.eml")]
-        client = inside(hosts.client, *command, output=name)
+        client = inside(hosts.client, *command)
         assert client.wait() == 0, client.text() + daemon.log()
         assert client.text().strip() == told
     daemon.wait_for_log("status=VIRUS")
@@ -93,8 +67,8 @@ def test_nobody_on_the_other_side_of_the_gateway_gets_to_the_filter(hosts: Hosts
     howto = HowTo("gateway", {'"lan0"': '"r1"'})
     hosts.redirect(howto.text("mailscan.nft"))
     listening = "import socket, time; kept = socket.create_server(('', 10025)); print('up', flush=True); time.sleep(60)"
-    proxy = inside(hosts.router, sys.executable, "-c", listening, output="proxy")
+    proxy = inside(hosts.router, sys.executable, "-c", listening)
     proxy.wait_until(lambda: "up" in proxy.text(), "the port to be open")
     for name, address, status in ((hosts.client, "10.77.1.1", 0), (hosts.server, "10.77.2.1", 1)):
         connect = f"import socket; socket.create_connection(('{address}', 10025), timeout=1)"
-        assert inside(name, sys.executable, "-c", connect, output=name).wait() == status
+        assert inside(name, sys.executable, "-c", connect).wait() == status

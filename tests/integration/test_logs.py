@@ -7,7 +7,6 @@ import signal
 import smtplib
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,6 @@ from tests.support.sink import Sink
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def clamd() -> Iterator[Clamd]:
-    with Clamd() as running:
-        yield running
-
-
-@pytest.fixture
-def hop() -> Iterator[Sink]:
-    with Sink() as running:
-        yield running
-
-
 def send_two(running: Daemon) -> None:
     with smtplib.SMTP(running.host, running.port, timeout=30) as client:
         client.sendmail("a@example.org", ["b@example.org", "c@example.org"], b"Subject: x\r\n\r\nclean\r\n")
@@ -42,8 +29,8 @@ def send_two(running: Daemon) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_each_line_is_an_object_and_an_id_joins_those_of_a_message(clamd: Clamd, hop: Sink, workers: int) -> None:
-    settings = [f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "LogFormat: json", "Quarantine: on"]
+def test_each_line_is_an_object_and_an_id_joins_those_of_a_message(clamd: Clamd, sink: Sink, workers: int) -> None:
+    settings = [f"OutAddress: {sink.address}", f"ClamAddress: {clamd.unix}", "LogFormat: json", "Quarantine: on"]
     with Daemon(*settings, "VirusAction: exit 3", f"Workers: {workers}") as running:
         send_two(running)
         running.wait_for_log("hook.ended")
@@ -69,8 +56,8 @@ def test_each_line_is_an_object_and_an_id_joins_those_of_a_message(clamd: Clamd,
     assert (ended["outcome"], ended["scanner"], ended["recipients_count"]) == ("delivered", str(clamd.unix), 2)
 
 
-def test_explain_finds_a_message_in_that_log(clamd: Clamd, hop: Sink, tmp_path: Path) -> None:
-    with Daemon(f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "LogFormat: json", level=3) as running:
+def test_explain_finds_a_message_in_that_log(clamd: Clamd, sink: Sink, tmp_path: Path) -> None:
+    with Daemon(f"OutAddress: {sink.address}", f"ClamAddress: {clamd.unix}", "LogFormat: json", level=3) as running:
         send_two(running)
         running.wait_for_log('"outcome": "dropped"')
         log = tmp_path / "log"
@@ -81,8 +68,8 @@ def test_explain_finds_a_message_in_that_log(clamd: Clamd, hop: Sink, tmp_path: 
     assert f"verdict: infected, {EICAR_NAME}, by clamd at {clamd.unix}" in done.output
 
 
-def test_the_text_log_has_no_account_of_messages(clamd: Clamd, hop: Sink) -> None:
-    with Daemon(f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}") as running:
+def test_the_text_log_has_no_account_of_messages(clamd: Clamd, sink: Sink) -> None:
+    with Daemon(f"OutAddress: {sink.address}", f"ClamAddress: {clamd.unix}") as running:
         send_two(running)
         running.wait_for_log("status=VIRUS")
         running.send(signal.SIGTERM)
@@ -100,13 +87,13 @@ START = (
 INFO = {"log._LEVELS": (50, 20, 20, 20, 10)}
 
 
-def test_under_systemd_the_log_goes_to_the_journal_with_fields(clamd: Clamd, hop: Sink, tmp_path: Path) -> None:
+def test_under_systemd_the_log_goes_to_the_journal_with_fields(clamd: Clamd, sink: Sink, tmp_path: Path) -> None:
     place = tmp_path / "journal"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(str(place))
         journal.settimeout(20)
         with Daemon(
-            f"OutAddress: {hop.address}",
+            f"OutAddress: {sink.address}",
             f"ClamAddress: {clamd.unix}",
             level=2,
             wrapper=[sys.executable, "-c", START],
@@ -124,8 +111,8 @@ def test_under_systemd_the_log_goes_to_the_journal_with_fields(clamd: Clamd, hop
 
 @pytest.mark.root
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
-def test_debians_journald_takes_the_fields_and_explain_tells_the_story_from_it(clamd: Clamd, hop: Sink) -> None:
-    settings = [f"OutAddress: {hop.address}", f"ClamAddress: {clamd.unix}", "Workers: 2"]
+def test_debians_journald_takes_the_fields_and_explain_tells_the_story_from_it(clamd: Clamd, sink: Sink) -> None:
+    settings = [f"OutAddress: {sink.address}", f"ClamAddress: {clamd.unix}", "Workers: 2"]
     wrapped = [sys.executable, "-c", START]
     with (
         Journald() as journald,

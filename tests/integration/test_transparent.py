@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.clamd import Clamd
-from tests.support.hosts import Hosts
+from tests.support.hosts import Hosts, Inside
 from tests.support.process import Program, wait_until
 
 pytestmark = pytest.mark.root
@@ -55,32 +52,6 @@ INCOMING = (
     "table inet scan { chain in { type nat hook prerouting priority dstnat; tcp dport 25 redirect to :10025; }; }"
 )
 OUTGOING = "table inet loop { chain out { type nat hook output priority -100; tcp dport 25 redirect to :10025; }; }"
-
-Inside = Callable[..., Program]
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    made = Hosts()
-    try:
-        made.build()
-        yield made
-    finally:
-        made.tear_down()
-
-
-@pytest.fixture
-def inside(tmp_path: Path) -> Iterator[Inside]:
-    with ExitStack() as stack:
-
-        def start(name: str, *command: str) -> Program:
-            program = Program(
-                ["ip", "netns", "exec", name, *command], output=tmp_path / f"{name}-{len(os.listdir(tmp_path))}"
-            )
-            stack.callback(program.stop)
-            return program
-
-        yield start
 
 
 def proxy(inside: Inside, hosts: Hosts, clamd: Clamd, tmp_path: Path) -> Program:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 
-__all__ = ["Hosts"]
+from tests.support.process import Program
+
+__all__ = ["Hosts", "Inside"]
+
+#: Starts a program inside the host of that name.
+Inside = Callable[..., Program]
 
 
 def _sh(*command: str) -> None:
