@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from clamsmtpd import __version__
-from clamsmtpd.admin.view import View
+from clamsmtpd.admin.view import Look, View
 from clamsmtpd.metrics import (
     BOUNDS,
     CONNECTIONS,
@@ -46,78 +46,75 @@ class Exposed(NamedTuple):
 
 class _Number(NamedTuple):
     exposed: Exposed
-    read: Callable[[View], Iterator[Sample]]
+    read: Callable[[View, Look], Iterator[Sample]]
 
 
-def _total(metric: int) -> Callable[[View], Iterator[Sample]]:
-    def read(view: View) -> Iterator[Sample]:
+def _total(metric: int) -> Callable[[View, Look], Iterator[Sample]]:
+    def read(view: View, _look: Look) -> Iterator[Sample]:
         yield (), view.metrics.total(metric)
 
     return read
 
 
-def _messages(view: View) -> Iterator[Sample]:
+def _messages(view: View, _look: Look) -> Iterator[Sample]:
     # All of them from the start on: a rate needs a zero to begin with.
     for row, verdict in enumerate(VERDICTS):
         for column, outcome in enumerate(OUTCOMES):
             yield (verdict, outcome), view.metrics.messages(row, column)
 
 
-def _failures(view: View) -> Iterator[Sample]:
+def _failures(view: View, _look: Look) -> Iterator[Sample]:
     for failure, _ in FAILURES:
         yield (failure.name.lower(),), view.metrics.failures(failure)
 
 
-def _sessions_by_phase(view: View) -> Iterator[Sample]:
+def _sessions_by_phase(_view: View, look: Look) -> Iterator[Sample]:
     # All of them from the start on, as with messages.
     phases = {phase.name.lower(): 0 for phase in Awaits}
-    for worker in view.workers():
-        for phase, count in worker.sessions.items():
-            phases[phase] = phases.get(phase, 0) + count
-    for phase, count in phases.items():
+    for phase, count in (phases | look.sessions()).items():
         yield (phase,), count
 
 
-def _limit(view: View) -> Iterator[Sample]:
+def _limit(view: View, _look: Look) -> Iterator[Sample]:
     yield (), view.settings().max_connections
 
 
-def _build(_view: View) -> Iterator[Sample]:
+def _build(_view: View, _look: Look) -> Iterator[Sample]:
     yield (__version__,), 1
 
 
-def _since(view: View) -> Iterator[Sample]:
+def _since(view: View, _look: Look) -> Iterator[Sample]:
     yield (), view.share.since
 
 
-def _memory(view: View) -> Iterator[Sample]:
-    for worker in view.workers():
+def _memory(_view: View, look: Look) -> Iterator[Sample]:
+    for worker in look.workers:
         yield (str(worker.number),), worker.memory
 
 
-def _scanners_up(view: View) -> Iterator[Sample]:
-    for scanner in view.scanners():
+def _scanners_up(_view: View, look: Look) -> Iterator[Sample]:
+    for scanner in look.scanners:
         yield (scanner.address,), scanner.usable
 
 
-def _scanners_signatures(view: View) -> Iterator[Sample]:
-    for scanner in view.scanners():
+def _scanners_signatures(_view: View, look: Look) -> Iterator[Sample]:
+    for scanner in look.scanners:
         if scanner.signatures:
             yield (scanner.address,), scanner.signatures
 
 
-def _scanners_outstanding(view: View) -> Iterator[Sample]:
-    for scanner in view.scanners():
+def _scanners_outstanding(_view: View, look: Look) -> Iterator[Sample]:
+    for scanner in look.scanners:
         yield (scanner.address,), scanner.outstanding
 
 
-def _scanners_scans(view: View) -> Iterator[Sample]:
-    for scanner in view.scanners():
+def _scanners_scans(_view: View, look: Look) -> Iterator[Sample]:
+    for scanner in look.scanners:
         yield (scanner.address,), scanner.scans
 
 
-def _scanners_seconds(view: View) -> Iterator[Sample]:
-    for scanner in view.scanners():
+def _scanners_seconds(_view: View, look: Look) -> Iterator[Sample]:
+    for scanner in look.scanners:
         yield (scanner.address,), scanner.seconds
 
 
@@ -217,10 +214,12 @@ class _Collected(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
+        # What the workers say is read once, so that all numbers are of one moment.
+        look = self._view.look()
         for exposed, read in _NUMBERS:
             make = CounterMetricFamily if exposed.kind == "counter" else GaugeMetricFamily
             family = make(exposed.name, exposed.help, labels=exposed.labels)
-            for labels, value in read(self._view):
+            for labels, value in read(self._view, look):
                 family.add_metric(labels, value)
             yield family
         for span, text in HISTOGRAMS:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from clamsmtpd.commons import Share
 from clamsmtpd.config import Settings
 from clamsmtpd.metrics import FAILURES, METRICS, OUTCOMES, VERDICTS, Metrics, Span
 
-__all__ = ["ScannerView", "View", "WorkerView"]
+__all__ = ["Look", "ScannerView", "View", "WorkerView"]
 
 #: Messages that are listed at once.
 LISTED_MAX = 200
@@ -59,6 +59,22 @@ class ScannerView:
 
 
 @dataclass(slots=True)
+class Look:
+    """Where all workers are at one moment; the scanners are in the order of the settings."""
+
+    workers: list[WorkerView]
+    scanners: list[ScannerView]
+
+    def sessions(self) -> dict[str, int]:
+        """Return how many sessions wait for what, of those for which some session waits."""
+        phases: dict[str, int] = {}
+        for worker in self.workers:
+            for phase, count in worker.sessions.items():
+                phases[phase] = phases.get(phase, 0) + count
+        return phases
+
+
+@dataclass(slots=True)
 class View:
     """Reads what the workers share. ``settings`` returns those in force."""
 
@@ -70,40 +86,16 @@ class View:
         """The numbers of all workers."""
         return self.share.metrics
 
-    def workers(self) -> list[WorkerView]:
-        """Return the workers that have said where they are, which each does every second."""
-        return [
-            WorkerView(number, said["pid"], said["sessions"], _memory_of(said["pid"]))
-            for number, said in self._read_bulletins()
-        ]
-
-    def scanners(self) -> list[ScannerView]:
-        """Return the scanners, in the order of the settings."""
-        found: dict[str, ScannerView] = {}
-        for _, said in self._read_bulletins():
-            for told in said["scanners"]:
-                view = found.setdefault(told["address"], ScannerView(told["address"]))
-                view.usable = view.usable and told["usable"]
-                view.fault = view.fault or told["fault"]
-                view.version = view.version or told["version"]
-                view.outstanding += told["outstanding"]
-                view.scans += told["scans"]
-                view.seconds += told["seconds"]
-                view.limit = told["limit"] if view.limit is None else view.limit
-        for view in found.values():
-            if (date := signatures_date(view.version)) is not None:
-                # clamd tells it in the local time of its host, without saying which.
-                view.signatures = date.timestamp()
-        return list(found.values())
+    def look(self) -> Look:
+        """Return where all workers are now, by what each has last said, which each does every second."""
+        said = list(self._read_bulletins())
+        workers = [WorkerView(number, told["pid"], told["sessions"], _memory_of(told["pid"])) for number, told in said]
+        return Look(workers, _put_together(scanner for _, told in said for scanner in told["scanners"]))
 
     def status(self) -> dict[str, Any]:
         """Return all of it by names that stay, for JSON. Times are seconds since 1970, spans seconds, sizes octets."""
         metrics, settings = self.metrics, self.settings()
-        workers = self.workers()
-        sessions: dict[str, int] = {}
-        for worker in workers:
-            for phase, count in worker.sessions.items():
-                sessions[phase] = sessions.get(phase, 0) + count
+        look = self.look()
         now = time.time()
         return {
             "version": __version__,
@@ -127,7 +119,7 @@ class View:
             "failures": {
                 failure.name.lower(): count for failure, _ in FAILURES if (count := metrics.failures(failure))
             },
-            "sessions": sessions,
+            "sessions": look.sessions(),
             "workers": [
                 {
                     "number": worker.number,
@@ -135,7 +127,7 @@ class View:
                     "sessions": sum(worker.sessions.values()),
                     "memory": worker.memory,
                 }
-                for worker in workers
+                for worker in look.workers
             ],
             "scanners": [
                 {
@@ -150,7 +142,7 @@ class View:
                     "seconds": round(scanner.seconds, 6),
                     "limit": scanner.limit,
                 }
-                for scanner in self.scanners()
+                for scanner in look.scanners
             ],
         }
 
@@ -179,6 +171,25 @@ class View:
             for number, text in enumerate(self.share.board.bulletins()):
                 if text:
                     yield number, json.loads(text)
+
+
+def _put_together(said: Iterable[dict[str, Any]]) -> list[ScannerView]:
+    """Return each scanner as all workers see it, from what each says of it."""
+    found: dict[str, ScannerView] = {}
+    for told in said:
+        view = found.setdefault(told["address"], ScannerView(told["address"]))
+        view.usable = view.usable and told["usable"]
+        view.fault = view.fault or told["fault"]
+        view.version = view.version or told["version"]
+        view.outstanding += told["outstanding"]
+        view.scans += told["scans"]
+        view.seconds += told["seconds"]
+        view.limit = told["limit"] if view.limit is None else view.limit
+    for view in found.values():
+        if (date := signatures_date(view.version)) is not None:
+            # clamd tells it in the local time of its host, without saying which.
+            view.signatures = date.timestamp()
+    return list(found.values())
 
 
 def _memory_of(pid: int) -> int:
