@@ -13,7 +13,7 @@ from clamsmtpd.ctl.clamdconf import ClamdSettings
 from clamsmtpd.privileges import PER_SESSION, RESERVE
 from clamsmtpd.values import Address, TcpAddress, UnixAddress
 
-__all__ = ["CertificateTimes", "Facts", "Finding", "Level", "findings", "is_here", "is_private"]
+__all__ = ["CertificateTimes", "Facts", "Finding", "Level", "findings", "is_here", "is_private", "is_same_path"]
 
 #: A certificate that ends within this time should have been renewed: most are renewed a month before their end.
 RENEWED_BEFORE = timedelta(days=7)
@@ -153,7 +153,7 @@ def _elsewhere(settings: Settings, facts: Facts) -> Iterator[Finding]:
     here = [address for address in settings.clam_addresses if is_here(address, facts)]
     for address in here:
         if isinstance(address, UnixAddress):
-            if _path(address.path) == _path(clamd.local_socket):
+            if is_same_path(address.path, clamd.local_socket):
                 return
         elif address.port == clamd.tcp_port:
             return
@@ -166,8 +166,12 @@ def _elsewhere(settings: Settings, facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _path(path: str) -> str:
-    # The one is a link to the other on all systems of these days.
+def is_same_path(one: str, other: str) -> bool:
+    """Whether two paths are the same but for /var/run, which is a link to /run on all systems of these days."""
+    return _without_var(one) == _without_var(other)
+
+
+def _without_var(path: str) -> str:
     return path.removeprefix("/var") if path.startswith("/var/run/") else path
 
 

@@ -166,15 +166,8 @@ async def _look_at_next_hop(hop: NextHop, level: OutTls, limit: float) -> NextHo
                 # With no recipient nothing comes of it, and a server that wants TLS or a password says so now.
                 told["mail"] = said(await dialogue.ask(b"MAIL FROM:<>"))
                 await dialogue.ask(b"RSET")
-    except TimeoutError:
-        told.setdefault("fault", "no answer in time")
-    except ServerError as error:
-        told["fault"] = str(error)
-        told["banner"] = dialogue.banner if dialogue is not None else ""
-    except OSError as error:
-        told["fault"] = why(error)
-        told["refused"] = isinstance(error, PermissionError)
-        told["missing"] = isinstance(error, ConnectionRefusedError | FileNotFoundError)
+    except (ServerError, OSError) as error:
+        _note_fault(told, error, dialogue)
     finally:
         if dialogue is not None:
             await dialogue.leave()
@@ -183,6 +176,18 @@ async def _look_at_next_hop(hop: NextHop, level: OutTls, limit: float) -> NextHo
 
 def _note(told: dict[str, Any], greeting: Greeting) -> None:
     told.update(banner=greeting.banner, name=greeting.name, offers=greeting.offers)
+
+
+def _note_fault(told: dict[str, Any], error: ServerError | OSError, dialogue: Dialogue | None) -> None:
+    if isinstance(error, ServerError):
+        told["fault"] = str(error)
+        told["banner"] = dialogue.banner if dialogue is not None else ""
+    elif isinstance(error, TimeoutError):
+        told["fault"] = "no answer in time"
+    else:
+        told["fault"] = why(error)
+        told["refused"] = isinstance(error, PermissionError)
+        told["missing"] = isinstance(error, ConnectionRefusedError | FileNotFoundError)
 
 
 async def _try_tls(dialogue: Dialogue, hop: NextHop, level: OutTls, told: dict[str, Any]) -> None:
@@ -229,16 +234,10 @@ async def _look_at_listener(listen: Listen, *, proxied: bool, limit: float) -> L
             dialogue = await open_dialogue(connectable(listen.address), lmtp=listen.lmtp, preface=_preface(proxied))
             _note(told, await dialogue.begin())
             told["said"] = f"220 {dialogue.banner}"
-    except TimeoutError:
-        told["fault"] = "no answer in time"
-    except ServerError as error:
-        told["fault"] = str(error)
-        told["banner"] = dialogue.banner if dialogue is not None else ""
-        told["said"] = said(error.reply) if error.reply is not None else ""
-    except OSError as error:
-        told["fault"] = why(error)
-        told["refused"] = isinstance(error, PermissionError)
-        told["missing"] = isinstance(error, ConnectionRefusedError | FileNotFoundError)
+    except (ServerError, OSError) as error:
+        _note_fault(told, error, dialogue)
+        if isinstance(error, ServerError):
+            told["said"] = said(error.reply) if error.reply is not None else ""
     finally:
         if dialogue is not None:
             await dialogue.leave()

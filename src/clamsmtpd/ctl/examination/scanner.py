@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from clamsmtpd.clamd.protocol import signatures_date
 from clamsmtpd.ctl.examination.steps import RESTART, State, Step, admission
-from clamsmtpd.ctl.findings import is_private
+from clamsmtpd.ctl.findings import is_private, is_same_path
 from clamsmtpd.ctl.looks import ScannerLook
 from clamsmtpd.ctl.rights import Access
 from clamsmtpd.values import Address, UnixAddress
@@ -57,8 +57,7 @@ def _lost_scanner(name: str, address: Address, look: ScannerLook, access: Access
 
 def _same(address: Address, place: Address) -> bool:
     if isinstance(address, UnixAddress) and isinstance(place, UnixAddress):
-        # /var/run is a link to /run.
-        return address.path.removeprefix("/var") == place.path.removeprefix("/var")
+        return is_same_path(address.path, place.path)
     return address == place
 
 
