@@ -23,7 +23,7 @@ from clamsmtpd.values import (
     record,
 )
 
-__all__ = ["Account", "Outcome", "Tag", "is_about", "verdict_name"]
+__all__ = ["Account", "Outcome", "Tag", "is_about", "readable", "verdict_name"]
 
 
 @record
@@ -117,7 +117,7 @@ class Account:
 
     def __str__(self) -> str:
         outcome = "" if self.outcome is None else self.outcome.value
-        return f"{self.tag.message} {outcome}, {_text(self.reply, _REPLY_MAX) or 'no reply'}"
+        return f"{self.tag.message} {outcome}, {readable(self.reply, _REPLY_MAX) or 'no reply'}"
 
     @property
     def queue_seconds(self) -> float | None:
@@ -146,11 +146,11 @@ class Account:
             "since": round(self.since, 6),
             "client": self.client,
             "next_hop": self.server,
-            "sender": _text(envelope.sender, _PATH_MAX),
-            "recipients": [_text(recipient, _PATH_MAX) for recipient in recipients[:_RECIPIENTS_MAX]],
+            "sender": readable(envelope.sender, _PATH_MAX),
+            "recipients": [readable(recipient, _PATH_MAX) for recipient in recipients[:_RECIPIENTS_MAX]],
             "recipients_count": len(recipients),
-            "remote": _text(envelope.remote or b"", _PATH_MAX),
-            "remote_helo": _text(envelope.remote_helo or b"", _PATH_MAX),
+            "remote": readable(envelope.remote or b"", _PATH_MAX),
+            "remote_helo": readable(envelope.remote_helo or b"", _PATH_MAX),
             "size": self.size,
             "receive_seconds": _seconds(self.whole - self.began if self.whole else None),
             "queue_seconds": _seconds(self.queue_seconds),
@@ -167,7 +167,7 @@ class Account:
             "reason": self.verdict.reason[:_REPLY_MAX] if isinstance(self.verdict, Unscanned | Oversize) else "",
             "decision": _decision_name(self.decision),
             "outcome": self.outcome.value if self.outcome is not None else None,
-            "reply": _text(self.reply, _REPLY_MAX),
+            "reply": readable(self.reply, _REPLY_MAX),
             "quarantine": self.kept,
         }
 
@@ -216,7 +216,8 @@ def _decision_name(decision: Decision | None) -> str | None:
             return None
 
 
-def _text(octets: bytes, most: int) -> str:
+def readable(octets: bytes, most: int) -> str:
+    """Return octets of a stranger's, ``most`` at the most, as text for JSON."""
     return octets[:most].decode("utf-8", "backslashreplace")
 
 

@@ -202,9 +202,7 @@ class Culprits:
         return verdict.name if isinstance(verdict, Infected) else ""
 
     async def _mail_first(self) -> None:
-        while True:
-            if self._pool.wait <= BUSY:
-                return
+        while self._pool.wait > BUSY:  # noqa: ASYNC110 - nobody tells when the scanners have less to do
             await asyncio.sleep(_LOOK)
 
 

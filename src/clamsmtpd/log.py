@@ -9,7 +9,7 @@ import re
 import sys
 from typing import Any
 
-from clamsmtpd.account import verdict_name
+from clamsmtpd.account import readable, verdict_name
 from clamsmtpd.datagrams import DatagramHandler
 from clamsmtpd.journal import JournalHandler, goes_to_journal, takes_syslog
 from clamsmtpd.logjson import JsonFormatter
@@ -113,17 +113,13 @@ class MessageLine:
         """Return what it says by names that stay."""
         recipients = self._envelope.recipients
         return {
-            "sender": _shown(self._envelope.sender),
-            "recipients": [_shown(recipient) for recipient in recipients[:_LISTED_MAX]],
+            "sender": readable(self._envelope.sender, _FIELD_MAX),
+            "recipients": [readable(recipient, _FIELD_MAX) for recipient in recipients[:_LISTED_MAX]],
             "recipients_count": len(recipients),
             "status": verdict_name(self._verdict),
             "virus": self._verdict.name if isinstance(self._verdict, Infected) else "",
             "passed": self._passed,
         }
-
-
-def _shown(octets: bytes) -> str:
-    return octets[:_FIELD_MAX].decode("utf-8", "backslashreplace")
 
 
 class SyslogHandler(DatagramHandler):

@@ -138,22 +138,20 @@ FAILURES: tuple[tuple[Failure, str], ...] = (
     (Failure.INTERNAL, "an error of the program itself"),
 )
 
-#: Faults of a scanner (:class:`clamsmtpd.clamd.outcome.Fault`) as cells of a row.
-SCANNER_FAULTS: dict[str, int] = {}
-
 _MESSAGES_START = len(METRICS)
 _HISTOGRAM_CELLS = len(BOUNDS) + 2
 _HISTOGRAMS_START = _MESSAGES_START + len(VERDICTS) * len(OUTCOMES)
 _FAILURES_START = _HISTOGRAMS_START + len(Span) * _HISTOGRAM_CELLS
 _COUNTED = _FAILURES_START + len(Failure)
 
-SCANNER_FAULTS.update(
-    unreachable=_FAILURES_START + Failure.SCANNER_UNREACHABLE,
-    lost=_FAILURES_START + Failure.SCANNER_LOST,
-    silent=_FAILURES_START + Failure.SCANNER_SILENT,
-    strange=_FAILURES_START + Failure.SCANNER_STRANGE,
-    ours=_FAILURES_START + Failure.SCANNER_OURS,
-)
+#: Faults of a scanner (:class:`clamsmtpd.clamd.outcome.Fault`), by their names, as cells of a row.
+SCANNER_FAULTS = {
+    "unreachable": _FAILURES_START + Failure.SCANNER_UNREACHABLE,
+    "lost": _FAILURES_START + Failure.SCANNER_LOST,
+    "silent": _FAILURES_START + Failure.SCANNER_SILENT,
+    "strange": _FAILURES_START + Failure.SCANNER_STRANGE,
+    "ours": _FAILURES_START + Failure.SCANNER_OURS,
+}
 
 #: Two more cells of a row, which only the supervisor reads: one that changes as long as the worker's event loop turns,
 #: and how far the worker is with finding out whether all that mail needs can be used.

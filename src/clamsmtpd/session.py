@@ -589,9 +589,7 @@ class Session:
                 self._set_reading()
         except Exception as error:  # noqa: BLE001 - whatever it is, one message must not take the others along
             # A fault of ours. Cutting both connections is the one end that delivers and loses nothing.
-            count_failure(self._host.row, Failure.INTERNAL)
-            _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
-            _log.debug("%s: traceback", self.tag, exc_info=error)
+            self._note_internal(error, self.tag)
             self._discard()
             self.abort()
 
@@ -630,9 +628,12 @@ class Session:
         try:
             self._host.ledger.close(account)
         except Exception as error:  # noqa: BLE001 - the client has its reply, or is about to: that must not be cut off
-            count_failure(self._host.row, Failure.INTERNAL)
-            _log.error("%s: internal error: %s: %s", self.tag, type(error).__name__, error)
-            _log.debug("%s: traceback", self.tag, exc_info=error)
+            self._note_internal(error, self.tag)
+
+    def _note_internal(self, error: Exception, tag: Tag) -> None:
+        count_failure(self._host.row, Failure.INTERNAL)
+        _log.error("%s: internal error: %s: %s", tag, type(error).__name__, error)
+        _log.debug("%s: traceback", tag, exc_info=error)
 
     def _answered(self, effect: Answered) -> None:
         self._close_account(effect.reply, effect.taken)
@@ -676,11 +677,8 @@ class Session:
                 account=account,
             )
         except Exception as error:  # noqa: BLE001 - a fault of ours must not become a delivery
-            count_failure(self._host.row, Failure.INTERNAL)
             # The message may have been given up, and ours be the tag of another one.
-            tag = self.tag if account is None else account.tag
-            _log.error("%s: internal error: %s: %s", tag, type(error).__name__, error)
-            _log.debug("%s: traceback", tag, exc_info=error)
+            self._note_internal(error, self.tag if account is None else account.tag)
             decision = Defer()
         if not spool.abandoned:
             self._inspecting = None

@@ -7,11 +7,13 @@ import json
 import logging
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import uvloop
 
 from clamsmtpd import log
+from clamsmtpd.board import Board
 from clamsmtpd.commons import Share
 from clamsmtpd.listeners import Listener
 from clamsmtpd.metrics import BEAT, READINESS, SESSIONS
@@ -45,7 +47,6 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self._renewal = renewal
         self._row = share.row
-        self._board = share.board
         self._server = Server(renewal.settings, listeners, renewal.certificate, share)
         self._stop = asyncio.Event()
         self._serving = asyncio.ensure_future(self._server.serve(self._stop))
@@ -53,7 +54,7 @@ class Service:
         self._on_readiness: Callable[[], None] | None = None
         self._admin: _Closable | None = None
         if share.board is not None:
-            self.repeat(BULLETIN_INTERVAL, self._post)
+            self.repeat(BULLETIN_INTERVAL, partial(self._post, share.board))
         if admin:
             # Where there is none, its libraries need not be there either.
             from clamsmtpd.admin.http import AdminServer  # noqa: PLC0415
@@ -64,9 +65,8 @@ class Service:
             self._admin = AdminServer(pages, admin)
             self._admin.start()
 
-    def _post(self) -> None:
-        if self._board is not None:
-            self._board.post(json.dumps(self._server.bulletin()).encode())
+    def _post(self, board: Board) -> None:
+        board.post(json.dumps(self._server.bulletin()).encode())
 
     async def ended(self) -> int:
         """Wait for its end; return the exit status."""
